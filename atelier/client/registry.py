@@ -1,0 +1,117 @@
+"""Client of the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from atelier.client.connection import OWN_TENANT, Connection, paged
+from atelier.errors import DataLossError
+from atelier.pb.common.v1.common_pb2 import File
+from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.status import translated_errors
+from atelier.rpc.uploads import pieces_of
+
+
+def adapter_name(adapter: str) -> str:
+    """Full name of one of the caller's adapters."""
+    return f"{OWN_TENANT}/adapters/{adapter}"
+
+
+class RegistryClient:
+    """Adapters, versions and aliases of the caller's tenant. Adapters are named by their id, such as `fox`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._stub = RegistryServiceStub(connection.channel)
+
+    def tenant(self) -> pb.Tenant:
+        """The caller's tenant and what it stores."""
+        with translated_errors():
+            return self._stub.GetTenant(pb.GetTenantRequest(name=OWN_TENANT))
+
+    def create_adapter(self, adapter: str, *, description: str = "") -> pb.Adapter:
+        """Creates an adapter without versions."""
+        request = pb.CreateAdapterRequest(
+            parent=OWN_TENANT,
+            adapter_id=adapter,
+            adapter=pb.Adapter(description=description),
+            request_id=str(uuid.uuid4()),
+        )
+        with translated_errors():
+            return self._stub.CreateAdapter(request)
+
+    def adapter(self, adapter: str) -> pb.Adapter:
+        """One adapter."""
+        with translated_errors():
+            return self._stub.GetAdapter(pb.GetAdapterRequest(name=adapter_name(adapter)))
+
+    def adapters(self) -> Iterator[pb.Adapter]:
+        """All adapters, by name."""
+        return paged(self._stub.ListAdapters, pb.ListAdaptersRequest(parent=OWN_TENANT), "adapters")
+
+    def publish(
+        self, adapter: str, version: pb.Version, contents: Mapping[str, bytes], *, request_id: str | None = None
+    ) -> pb.Version:
+        """Publishes a version made of `contents` (path to bytes); `version` brings everything else."""
+        paths = sorted(contents)
+        spec = pb.PublishVersionSpec(
+            parent=adapter_name(adapter), version=version, request_id=request_id or str(uuid.uuid4())
+        )
+        del spec.version.files[:]
+        spec.version.files.extend(
+            File(path=path, size_bytes=len(contents[path]), sha256=hashlib.sha256(contents[path]).hexdigest())
+            for path in paths
+        )
+
+        def messages() -> Iterator[pb.PublishVersionRequest]:
+            yield pb.PublishVersionRequest(spec=spec)
+            for piece in pieces_of([contents[path] for path in paths]):
+                yield pb.PublishVersionRequest(data=piece)
+
+        with translated_errors():
+            return self._stub.PublishVersion(messages())
+
+    def versions(self, adapter: str) -> Iterator[pb.Version]:
+        """All versions of an adapter, newest first."""
+        return paged(self._stub.ListVersions, pb.ListVersionsRequest(parent=adapter_name(adapter)), "versions")
+
+    def resolve(self, reference: str, *, timeout_seconds: float | None = None) -> pb.Version:
+        """The version that `NAME`, `NAME@ALIAS` or `NAME@VERSION` means now."""
+        adapter, _, selector = reference.partition("@")
+        request = pb.ResolveVersionRequest(adapter=adapter_name(adapter), reference=selector)
+        with translated_errors():
+            return self._stub.ResolveVersion(request, timeout=timeout_seconds)
+
+    def download(self, version: pb.Version, path: str) -> bytes:
+        """The bytes of one file of a version, checked against its SHA-256."""
+        file = next(file for file in version.files if file.path == path)
+        request = pb.DownloadFileRequest(version=version.name, path=path)
+        with translated_errors():
+            content = b"".join(response.data for response in self._stub.DownloadFile(request))
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DataLossError(f"{version.name}: {path} did not arrive with the SHA-256 {file.sha256}")
+        return content
+
+    def pull(self, version: pb.Version, folder: Path) -> list[Path]:
+        """Writes all files of a version below `folder`, which plain diffusers then loads."""
+        written = []
+        for file in version.files:
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.download(version, file.path))
+            written.append(target)
+        return written
+
+    def set_alias(self, adapter: str, alias: str, version: str, *, etag: str = "") -> pb.Alias:
+        """Points an alias at a version number, creating it when needed; with `etag`, only from that state."""
+        name = adapter_name(adapter)
+        wanted = pb.Alias(name=f"{name}/aliases/{alias}", version=f"{name}/versions/{version}", etag=etag)
+        with translated_errors():
+            return self._stub.UpdateAlias(pb.UpdateAliasRequest(alias=wanted, allow_missing=not etag))
+
+    def aliases(self, adapter: str) -> Iterator[pb.Alias]:
+        """All aliases of an adapter, by name."""
+        return paged(self._stub.ListAliases, pb.ListAliasesRequest(parent=adapter_name(adapter)), "aliases")

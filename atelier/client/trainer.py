@@ -1,0 +1,95 @@
+"""Client of the trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+
+from atelier.client.connection import OWN_TENANT, Connection, paged
+from atelier.pb.common.v1.common_pb2 import File
+from atelier.pb.trainer.v1 import trainer_pb2 as pb
+from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from atelier.rpc.status import translated_errors
+from atelier.rpc.uploads import pieces_of
+
+
+def dataset_name(dataset: str) -> str:
+    """Full name of one of the caller's datasets."""
+    return f"{OWN_TENANT}/datasets/{dataset}"
+
+
+def job_name(job: str) -> str:
+    """Full name of one of the caller's jobs."""
+    return f"{OWN_TENANT}/jobs/{job}"
+
+
+class TrainerClient:
+    """Datasets, jobs and batches of the caller's tenant, named by their ids."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._stub = TrainerServiceStub(connection.channel)
+
+    def create_dataset(self, dataset: str, images: Sequence[tuple[str, bytes, str]]) -> pb.Dataset:
+        """Creates a dataset of (file name, bytes, caption)."""
+        spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=str(uuid.uuid4()))
+        for file_name, content, caption in images:
+            file = File(path=file_name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            spec.dataset.images.append(pb.DatasetImage(file=file, caption=caption))
+
+        def messages() -> Iterator[pb.CreateDatasetRequest]:
+            yield pb.CreateDatasetRequest(spec=spec)
+            for piece in pieces_of([content for _, content, _ in images]):
+                yield pb.CreateDatasetRequest(data=piece)
+
+        with translated_errors():
+            return self._stub.CreateDataset(messages())
+
+    def dataset(self, dataset: str) -> pb.Dataset:
+        """One dataset."""
+        with translated_errors():
+            return self._stub.GetDataset(pb.GetDatasetRequest(name=dataset_name(dataset)))
+
+    def datasets(self) -> Iterator[pb.Dataset]:
+        """All datasets, by name."""
+        return paged(self._stub.ListDatasets, pb.ListDatasetsRequest(parent=OWN_TENANT), "datasets")
+
+    def create_job(self, job: pb.Job, *, job_id: str = "", validate_only: bool = False) -> pb.Job:
+        """Creates a job; `job.dataset` is a full name (see `dataset_name`)."""
+        request = pb.CreateJobRequest(
+            parent=OWN_TENANT, job_id=job_id, job=job, request_id=str(uuid.uuid4()), validate_only=validate_only
+        )
+        with translated_errors():
+            return self._stub.CreateJob(request)
+
+    def job(self, job: str) -> pb.Job:
+        """One job."""
+        with translated_errors():
+            return self._stub.GetJob(pb.GetJobRequest(name=job_name(job)))
+
+    def jobs(self) -> Iterator[pb.Job]:
+        """All jobs, newest first."""
+        return paged(self._stub.ListJobs, pb.ListJobsRequest(parent=OWN_TENANT), "jobs")
+
+    def watch(self, job: str) -> Iterator[pb.WatchJobResponse]:
+        """The job's present state, then every change until its end."""
+        with translated_errors():
+            yield from self._stub.WatchJob(pb.WatchJobRequest(name=job_name(job)))
+
+    def cancel(self, job: str) -> pb.Job:
+        """Asks a job to stop."""
+        with translated_errors():
+            return self._stub.CancelJob(pb.CancelJobRequest(name=job_name(job)))
+
+    def create_batch(self, jobs: Sequence[pb.Job], *, batch_id: str = "", validate_only: bool = False) -> pb.Batch:
+        """Creates many jobs, all or none."""
+        request = pb.CreateBatchRequest(
+            parent=OWN_TENANT, batch_id=batch_id, jobs=jobs, request_id=str(uuid.uuid4()), validate_only=validate_only
+        )
+        with translated_errors():
+            return self._stub.CreateBatch(request)
+
+    def batch(self, batch: str) -> pb.Batch:
+        """One batch."""
+        with translated_errors():
+            return self._stub.GetBatch(pb.GetBatchRequest(name=f"{OWN_TENANT}/batches/{batch}"))

@@ -1,0 +1,1 @@
+"""Diffusion models: loading, adapters in slots, sampling, scores. Importing the package itself imports nothing."""

@@ -1,0 +1,137 @@
+"""Low-rank updates (LoRA, Hu et al. 2021) of linear and convolutional layers: what they are and how they act.
+
+A layer with weight `W` gets the update `B A`. For a convolution, A has W's kernel, stride, padding and dilation,
+and B is a 1x1 convolution, as in PEFT. Scaling factors are always folded into the numbers: alpha equals rank.
+Only plain `nn.Linear` and ungrouped, zero-padded `nn.Conv2d` layers are adapted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from atelier.errors import InvalidArgumentError
+
+LayerSelection = Literal["attention", "all"]
+
+_ATTENTION = r"to_(q|k|v|out\.0)"
+_FEED_FORWARD = r"ff\.net\.(0\.proj|2)|proj_(in|out)"
+_RESNET = r"conv1|conv2|conv_shortcut|time_emb_proj|(down|up)samplers\.\d+\.conv"
+_PATTERNS: Mapping[str, re.Pattern[str]] = {
+    "attention": re.compile(rf"(.+\.)?({_ATTENTION})"),
+    "all": re.compile(rf"(.+\.)?({_ATTENTION}|{_FEED_FORWARD}|{_RESNET})"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """One layer's update.
+
+    `a` is [rank, in] for a linear layer and [rank, in, kernel height, kernel width] for a convolution; `b` is
+    [out, rank] for both.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+# An adapter: the update of each layer, by the layer's name in the UNet.
+Factors = Mapping[str, LowRank]
+
+
+def select_layers(unet: nn.Module, selection: LayerSelection) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of `unet` that adapters act on, by name.
+
+    `attention` means the query, key, value and output projections; `all` adds feed-forward layers, the
+    transformers' in and out projections, and the residual blocks' and samplers' convolutions.
+    """
+    pattern = _PATTERNS[selection]
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and pattern.fullmatch(name)
+    }
+    assert all(m.groups == 1 and m.padding_mode == "zeros" for m in layers.values() if isinstance(m, nn.Conv2d))
+    return layers
+
+
+def weight_shapes(unet: nn.Module, selection: LayerSelection = "all") -> dict[str, torch.Size]:
+    """The shape of each adapted layer's weight: [out, in] or [out, in, kernel height, kernel width]."""
+    return {name: layer.weight.shape for name, layer in select_layers(unet, selection).items()}
+
+
+def check_factors(factors: Factors, shapes: Mapping[str, torch.Size], *, max_rank: int, field: str = "adapter") -> None:
+    """Raises InvalidArgumentError, with the tensor's name, unless `factors` fits a model with these weights."""
+    if not factors:
+        raise InvalidArgumentError(field, "has no layers", reason="ADAPTER_EMPTY")
+    unknown = sorted(factors.keys() - shapes.keys())
+    if unknown:
+        raise InvalidArgumentError(
+            field,
+            f"{len(unknown)} of its {len(factors)} layers are not in the base model: {', '.join(unknown[:5])}",
+            reason="ADAPTER_LAYER_UNKNOWN",
+        )
+    for name, update in factors.items():
+        _check_update(name, update, shapes[name], max_rank=max_rank, field=field)
+
+
+def _check_update(name: str, update: LowRank, weight: torch.Size, *, max_rank: int, field: str) -> None:
+    rank = update.rank if update.a.ndim else 0
+    if not 1 <= rank <= max_rank:
+        raise InvalidArgumentError(
+            field, f"{name}.lora_A has rank {rank}; allowed are 1 to {max_rank}", reason="ADAPTER_RANK_TOO_HIGH"
+        )
+    wanted = {"lora_A": (rank, *weight[1:]), "lora_B": (weight[0], rank)}
+    for factor, tensor in (("lora_A", update.a), ("lora_B", update.b)):
+        if tuple(tensor.shape) != wanted[factor]:
+            raise InvalidArgumentError(
+                field,
+                f"{name}.{factor} has shape {list(tensor.shape)}; the base model needs {list(wanted[factor])}",
+                reason="ADAPTER_SHAPE_MISMATCH",
+            )
+        if not torch.isfinite(tensor).all():
+            raise InvalidArgumentError(
+                field, f"{name}.{factor} has values that are NaN or infinite", reason="ADAPTER_NOT_FINITE"
+            )
+
+
+def add_linear(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`output` plus the updates of G groups of consecutive rows.
+
+    Args:
+        output: [rows, ..., out], what the base layer made of `x`.
+        x: [rows, ..., in]; rows is a multiple of G.
+        a: [G, rank, in].
+        b: [G, out, rank].
+    """
+    groups = a.shape[0]
+    low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.mT)
+    return torch.baddbmm(output.reshape(groups, -1, output.shape[-1]), low, b.mT).view_as(output)
+
+
+def add_conv(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """`output` plus the updates of G groups of consecutive rows, for a convolution.
+
+    Args:
+        output: [rows, out, height, width], what `conv` made of `x`.
+        x: [rows, in, ...]; rows is a multiple of G.
+        a: [G, rank, in, kernel height, kernel width].
+        b: [G, out, rank].
+    """
+    groups, rank = a.shape[:2]
+    # The groups' channels side by side, so that one grouped convolution serves them all.
+    side_by_side = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    low = F.conv2d(side_by_side, a.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, groups)
+    low = low.unflatten(1, (groups, rank)).transpose(0, 1).flatten(3)
+    delta = torch.matmul(b.unsqueeze(1), low)
+    return output + delta.reshape(output.shape)

@@ -1,0 +1,260 @@
+"""The slot bank: many adapters on one base model, each row of a batch with its own.
+
+The base model's layers are hooked once. A *binding* divides a batch into groups of equally many consecutive rows
+and gives each group its adapters; while it is bound, every layer adds its groups' updates to the base layer's
+output in one batched matrix product. Layers that no bound adapter touches do nothing at all, so a forward
+without adapters is bit-equal to the bare model's. Two banks share that forward:
+
+- `InferenceSlots`: a slot is an adapter; slots are preallocated, loading one is a copy, slot 0 stays empty.
+- `TrainingSlots`: a slot is a job; its factors are parameters.
+
+A bank belongs to one thread. It does not know who may use which slot, nor when a slot may be reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite, prod, sqrt
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from atelier.diffusion.lowrank import (
+    Factors,
+    LayerSelection,
+    LowRank,
+    add_conv,
+    add_linear,
+    check_factors,
+    select_layers,
+)
+from atelier.errors import InvalidArgumentError
+
+# What one group of rows uses: slots and their weights. Empty means the bare base model.
+Group = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """Factors made ready for batches of `groups` groups: by layer, [G, rank, in...] and [G, out, rank]."""
+
+    groups: int
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+class SlotBank:
+    """The hooks on a model's layers, and which binding acts on them."""
+
+    def __init__(self, unet: nn.Module, layers: LayerSelection) -> None:
+        self.layers = select_layers(unet, layers)
+        self.shapes = {name: layer.weight.shape for name, layer in self.layers.items()}
+        self._bound: Binding | None = None
+        self._hooks: list[RemovableHandle] = [
+            layer.register_forward_hook(partial(self._add_updates, name)) for name, layer in self.layers.items()
+        ]
+
+    @contextmanager
+    def bind(self, binding: Binding) -> Iterator[None]:
+        """Lets `binding` act on every forward inside; afterwards nothing acts, whatever was raised."""
+        assert self._bound is None, "a binding is active already"
+        self._bound = binding
+        try:
+            yield
+        finally:
+            self._bound = None
+
+    def close(self) -> None:
+        """Takes the hooks off: the model is as it was before the bank."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _add_updates(
+        self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        factors = self._bound.factors.get(name) if self._bound else None
+        if factors is None:
+            return None  # the hook's way to leave the output as it is
+        if isinstance(layer, nn.Conv2d):
+            return add_conv(output, inputs[0], *factors, layer)
+        return add_linear(output, inputs[0], *factors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceSlotsConfig:
+    """How many adapters fit at once, and how large they may be.
+
+    Memory is num_slots * max_rank * (sum of the layers' in and out sizes) numbers.
+    """
+
+    num_slots: int = 9  # slot 0, which stays empty, and eight adapters
+    max_rank: int = 64
+    layers: LayerSelection = "all"
+
+    def __post_init__(self) -> None:
+        assert self.num_slots >= 2 and self.max_rank >= 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFactors:
+    """An adapter checked and laid out as its slot will hold it, so that loading is one copy."""
+
+    flat: torch.Tensor
+    layers: frozenset[str]
+    rank: int
+
+
+class InferenceSlots(SlotBank):
+    """Preallocated slots. Everything that a slot holds lies in one row of a [num_slots, size] buffer."""
+
+    def __init__(self, unet: nn.Module, config: InferenceSlotsConfig) -> None:
+        super().__init__(unet, config.layers)
+        self.config = config
+        weight = next(iter(self.layers.values())).weight
+        sizes = [self.config.max_rank * (shape[0] + prod(shape[1:])) for shape in self.shapes.values()]
+        self._flat = torch.zeros(config.num_slots, sum(sizes), dtype=weight.dtype, device=weight.device)
+        self._layers: list[frozenset[str]] = [frozenset()] * config.num_slots
+        self._ranks = [0] * config.num_slots
+
+    def pack(self, factors: Factors) -> PackedFactors:
+        """Checks an adapter and lays it out in host memory (pinned when the model is on a GPU).
+
+        It touches no slot, so another thread may do it while the model works.
+
+        Raises:
+            InvalidArgumentError: unknown layer, wrong shape, rank above `max_rank`, or a value that is not finite.
+        """
+        check_factors(factors, self.shapes, max_rank=self.config.max_rank)
+        flat = torch.zeros(self._flat.shape[1], dtype=self._flat.dtype, pin_memory=self._flat.is_cuda)
+        for name, (a, b) in self._views(flat.unsqueeze(0)).items():
+            if name in factors:
+                rank = factors[name].rank
+                a[0, :rank] = factors[name].a
+                b[0, :rank] = factors[name].b.mT
+        if not torch.isfinite(flat).all():
+            raise InvalidArgumentError(
+                "adapter", f"has values outside the range of {flat.dtype}", reason="ADAPTER_NOT_FINITE"
+            )
+        return PackedFactors(flat=flat, layers=frozenset(factors), rank=max(f.rank for f in factors.values()))
+
+    def load(self, slot: int, adapter: Factors | PackedFactors) -> None:
+        """Puts an adapter into a slot in place of what was there.
+
+        Raises:
+            InvalidArgumentError: as `pack`; the slot is empty then.
+        """
+        self.clear(slot)
+        packed = adapter if isinstance(adapter, PackedFactors) else self.pack(adapter)
+        self._flat[slot].copy_(packed.flat, non_blocking=True)
+        self._layers[slot], self._ranks[slot] = packed.layers, packed.rank
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot: it acts as the bare base model."""
+        assert 0 < slot < self.config.num_slots, "slot 0 is the bare base model"
+        self._flat[slot].zero_()
+        self._layers[slot], self._ranks[slot] = frozenset(), 0
+
+    def gather(self, groups: Sequence[Group]) -> Binding:
+        """Makes a binding out of what the slots hold now; what is loaded later does not reach it.
+
+        Args:
+            groups: for each group of rows, pairs of slot and weight. Updates of one group add up. Groups that
+                are all alike are treated as one.
+        """
+        assert groups and all(isfinite(weight) for group in groups for _, weight in group)
+        chosen = [tuple(pair for pair in group if pair[0] and pair[1]) for group in groups]
+        if all(group == chosen[0] for group in chosen):
+            chosen = chosen[:1]
+        used = {slot for group in chosen for slot, _ in group}
+        names = frozenset().union(*(self._layers[slot] for slot in used))
+        if not names:
+            return Binding(groups=len(chosen), factors={})
+        return Binding(groups=len(chosen), factors=self._gather(chosen, names, max(self._ranks[s] for s in used)))
+
+    def _gather(
+        self, groups: list[tuple[tuple[int, float], ...]], names: frozenset[str], rank: int
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        most = max(len(group) for group in groups)
+        padded = [(*group, *[(0, 0.0)] * (most - len(group))) for group in groups]
+        slots = torch.tensor([[slot for slot, _ in group] for group in padded], device=self._flat.device)
+        weights = torch.tensor([[weight for _, weight in group] for group in padded]).to(self._flat)
+        rows = self._flat[slots.flatten()]
+        factors = {}
+        for name, (a, b) in self._views(rows).items():
+            if name in names:
+                a, b = (t[:, :rank].unflatten(0, slots.shape) for t in (a, b))
+                b = b * weights.view(*slots.shape, 1, 1)
+                factors[name] = (a.flatten(1, 2), b.flatten(1, 2).mT)
+        return factors
+
+    def _views(self, rows: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's part of buffer rows [n, size]: a [n, max_rank, in...] and b transposed, [n, max_rank, out]."""
+        views, start, rank = {}, 0, self.config.max_rank
+        for name, (out, *inner) in self.shapes.items():
+            middle, end = start + rank * prod(inner), start + rank * (prod(inner) + out)
+            views[name] = (
+                rows[:, start:middle].unflatten(1, (rank, *inner)),
+                rows[:, middle:end].unflatten(1, (rank, out)),
+            )
+            start = end
+        return views
+
+
+class TrainingSlots(SlotBank):
+    """Slots whose factors are float32 parameters: slot j belongs to job j of `num_jobs` packed jobs."""
+
+    def __init__(
+        self, unet: nn.Module, *, layers: LayerSelection, rank: int, scale: float, seeds: Sequence[int]
+    ) -> None:
+        """
+        Args:
+            rank: of every job's factors.
+            scale: lora_alpha / rank, multiplied into b on the way into the forward and into exported factors.
+            seeds: one per job, of its initial factors.
+        """
+        super().__init__(unet, layers)
+        self.scale = scale
+        device = next(iter(self.layers.values())).weight.device
+        self._jobs = [_initial_factors(self.shapes, rank, seed, device) for seed in seeds]
+
+    def parameters(self, job: int) -> dict[str, nn.Parameter]:
+        """A job's parameters, as `LAYER.lora_A` [rank, in...] and `LAYER.lora_B` [out, rank]."""
+        return self._jobs[job]
+
+    def factors(self, job: int) -> dict[str, LowRank]:
+        """A job's adapter as it acts, the scale folded in; detached copies."""
+        own = self._jobs[job]
+        return {
+            name: LowRank(a=own[f"{name}.lora_A"].detach().clone(), b=own[f"{name}.lora_B"].detach() * self.scale)
+            for name in self.shapes
+        }
+
+    def gather(self) -> Binding:
+        """A binding of one group per job, in order, through which gradients flow into the parameters."""
+        factors = {
+            name: (
+                torch.stack([job[f"{name}.lora_A"] for job in self._jobs]),
+                torch.stack([job[f"{name}.lora_B"] for job in self._jobs]) * self.scale,
+            )
+            for name in self.shapes
+        }
+        return Binding(groups=len(self._jobs), factors=factors)
+
+
+def _initial_factors(
+    shapes: Mapping[str, torch.Size], rank: int, seed: int, device: torch.device
+) -> dict[str, nn.Parameter]:
+    """As PEFT begins: a uniform (Kaiming with a = sqrt 5), b zero. Drawn on the CPU: the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    parameters: dict[str, nn.Parameter] = {}
+    for name, (out, *inner) in shapes.items():
+        a: Any = torch.empty(rank, *inner)
+        nn.init.kaiming_uniform_(a, a=sqrt(5), generator=generator)
+        parameters[f"{name}.lora_A"] = nn.Parameter(a.to(device))
+        parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(out, rank, device=device))
+    return parameters

@@ -1,0 +1,1 @@
+"""What the three services share on the wire: server scaffold, identity, errors, names, pages, uploads, channels."""

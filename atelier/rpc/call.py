@@ -1,0 +1,33 @@
+"""The call that is being served, for whatever code serves it.
+
+The interceptor sets it; handlers and the code below them read it. It follows `asyncio.to_thread`, and not a
+thread that is started by hand.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One RPC: who asks, and the id under which its log lines are found."""
+
+    tenant: str
+    subject: str
+    correlation_id: str
+
+
+_current: ContextVar[Call] = ContextVar("atelier_call")
+set_call = _current.set
+
+
+def current_call() -> Call:
+    """The call being served. LookupError outside of one: a bug."""
+    return _current.get()
+
+
+def current_tenant() -> str:
+    """The caller's tenant, as its credential says."""
+    return _current.get().tenant

@@ -1,0 +1,166 @@
+"""What surrounds every call: identity, deadline, errors, metrics and a log line.
+
+Handlers may be plain functions (they run in a thread) or coroutines; they raise `atelier.errors` and know
+nothing of gRPC codes. An exception from outside that tree is a bug: the caller gets INTERNAL and a correlation
+id, the log gets the traceback. Health and reflection (`grpc.*`) pass untouched and need no credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+
+from atelier import errors
+from atelier.rpc import metrics
+from atelier.rpc.call import Call, set_call
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.status import to_status
+
+CORRELATION_HEADER = "x-correlation-id"
+_CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+_OPEN_PREFIX = "/grpc."
+_KINDS = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+_Stream = Callable[..., AsyncIterator[Any]]
+_log = structlog.get_logger("atelier.rpc")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler of a server.
+
+    Args:
+        authority: verifies the callers' tokens.
+        max_unary_seconds: longest time a call with a single answer may take, whatever the client allows.
+        max_stream_seconds: the same for calls that stream their answer.
+    """
+
+    def __init__(self, authority: TokenAuthority, *, max_unary_seconds: float, max_stream_seconds: float) -> None:
+        self._authority = authority
+        self._max_unary_seconds = max_unary_seconds
+        self._max_stream_seconds = max_stream_seconds
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Returns the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_OPEN_PREFIX):
+            return handler
+        codecs = (handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            kind = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return kind(self._wrap_stream(method, handler.stream_stream or handler.unary_stream), *codecs)
+        kind = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return kind(self._wrap_unary(method, handler.stream_unary or handler.unary_unary), *codecs)
+
+    def _wrap_unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        async def wrapped(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            record = _CallRecord(method, context)
+            try:
+                self._identify(context, record)
+                async with asyncio.timeout(self._max_unary_seconds):
+                    if inspect.iscoroutinefunction(behaviour):
+                        return await behaviour(request, context)
+                    return await asyncio.to_thread(behaviour, request, context)
+            except BaseException as error:
+                await record.fail(error)
+            finally:
+                record.close()
+
+        return wrapped
+
+    def _wrap_stream(self, method: str, behaviour: _Stream) -> _Stream:
+        async def wrapped(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            record = _CallRecord(method, context)
+            try:
+                self._identify(context, record)
+                async with asyncio.timeout(self._max_stream_seconds):
+                    async for response in behaviour(request, context):
+                        yield response
+            except GeneratorExit:
+                record.code = grpc.StatusCode.CANCELLED
+                raise
+            except BaseException as error:
+                await record.fail(error)
+            finally:
+                record.close()
+
+        return wrapped
+
+    def _identify(self, context: grpc.aio.ServicerContext, record: _CallRecord) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        sent_id = metadata.get(CORRELATION_HEADER, "")
+        if _CORRELATION_PATTERN.fullmatch(sent_id):
+            record.correlation_id = sent_id
+        structlog.contextvars.bind_contextvars(correlation_id=record.correlation_id)
+        identity = self._authority.authenticate(metadata.get("authorization"))
+        set_call(Call(tenant=identity.tenant, subject=identity.subject, correlation_id=record.correlation_id))
+
+
+class _CallRecord:
+    """Counts one call, and says how it ended."""
+
+    def __init__(self, method: str, context: grpc.aio.ServicerContext) -> None:
+        self.correlation_id = uuid.uuid4().hex
+        self.code = grpc.StatusCode.OK
+        self._method = method
+        self._labels = tuple(method.lstrip("/").split("/", 1))
+        self._context = context
+        self._start = time.perf_counter()
+        metrics.STARTED.labels(*self._labels).inc()
+        metrics.IN_PROGRESS.labels(*self._labels).inc()
+
+    async def fail(self, error: BaseException) -> NoReturn:
+        """Ends the call with the status that `error` means."""
+        if isinstance(error, asyncio.CancelledError):
+            self.code = grpc.StatusCode.CANCELLED
+            raise error
+        known = self._known(error)
+        status = to_status(known)
+        self.code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+        details = (("grpc-status-details-bin", status.SerializeToString()),)
+        await self._context.abort(self.code, status.message, details)
+        raise AssertionError("abort() raises")
+
+    def _known(self, error: BaseException) -> errors.AtelierError:
+        if isinstance(error, errors.AtelierError):
+            if error.__cause__ is not None:
+                _log.info("rpc error", method=self._method, reason=error.reason, cause=repr(error.__cause__))
+            return error
+        if isinstance(error, TimeoutError):
+            return errors.DeadlineExceededError("the call took longer than the service allows")
+        _log.error("unexpected exception", method=self._method, exc_info=error)
+        return errors.InternalError(
+            f"internal error; correlation id {self.correlation_id}",
+            reason="INTERNAL",
+            metadata={"correlation_id": self.correlation_id},
+        )
+
+    def close(self) -> None:
+        """Counts and logs the end of the call."""
+        seconds = time.perf_counter() - self._start
+        metrics.IN_PROGRESS.labels(*self._labels).dec()
+        metrics.HANDLED.labels(*self._labels, self.code.name).inc()
+        metrics.HANDLING_SECONDS.labels(*self._labels).observe(seconds)
+        _log.info("rpc", method=self._method, code=self.code.name, seconds=round(seconds, 4))

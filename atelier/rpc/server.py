@@ -1,0 +1,139 @@
+"""One server scaffold for the three services: listener, health, reflection, metrics port, graceful drain.
+
+`serve` runs until SIGTERM or SIGINT, then drains: health says NOT_SERVING, load balancers get
+`drain_seconds` to notice, the listener closes, and calls in flight get `grace_seconds` to finish.
+There is no TLS here; in a cluster the mesh or the ingress brings it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.interceptor import CallInterceptor
+
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+_log = structlog.get_logger("atelier.rpc")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where a server listens and how patient it is."""
+
+    host: str = "127.0.0.1"
+    port: int
+    metrics_port: int
+    max_unary_seconds: float = 600.0
+    """Uploads count as unary calls: they have one answer."""
+    max_stream_seconds: float = 24 * 3600.0
+    drain_seconds: float = 0.0
+    """Between NOT_SERVING and the closing of the listener."""
+    grace_seconds: float = 10.0
+    """For calls in flight, after the listener has closed."""
+    max_threads: int = 32
+    """For handlers that are plain functions."""
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            if not 0 < getattr(self, name) < 65536:
+                raise ValueError(f"{name}: is {getattr(self, name)}; allowed are 1 to 65535")
+        if self.drain_seconds < 0 or self.grace_seconds < 0:
+            raise ValueError("drain_seconds and grace_seconds must not be negative")
+
+
+class Server:
+    """A gRPC server with the scaffold around one service.
+
+    Args:
+        config: where and how.
+        authority: verifies callers.
+        service: descriptor of the service, for health and reflection.
+        register: adds the servicer to the server.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        authority: TokenAuthority,
+        service: ServiceDescriptor,
+        register: Callable[[grpc.aio.Server], None],
+    ) -> None:
+        self._config = config
+        self._service_name = service.full_name
+        interceptor = CallInterceptor(
+            authority, max_unary_seconds=config.max_unary_seconds, max_stream_seconds=config.max_stream_seconds
+        )
+        options = [("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)]
+        self._server = grpc.aio.server(interceptors=[interceptor], options=options)
+        register(self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self) -> None:
+        """Opens the ports. Health says NOT_SERVING until `set_serving`."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(self._config.max_threads, thread_name_prefix="handler"))
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        start_http_server(self._config.metrics_port, addr=self._config.host)
+        self._server.add_insecure_port(f"{self._config.host}:{self._config.port}")
+        await self._server.start()
+        _log.info("listening", host=self._config.host, port=self._config.port, metrics_port=self._config.metrics_port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Says whether the service takes calls, under its own name and for the whole server."""
+        code = health_pb2.HealthCheckResponse
+        await self._set_health(code.SERVING if serving else code.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """Lets the calls in flight finish, then stops."""
+        _log.info("draining")
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._config.drain_seconds)
+        await self._server.stop(self._config.grace_seconds)
+        _log.info("stopped")
+
+    async def _set_health(self, code: int) -> None:
+        for name in ("", self._service_name):
+            await self._health.set(name, code)
+
+
+async def serve(
+    server: Server,
+    *,
+    warm_up: Callable[[], Awaitable[None]] | None = None,
+    shut_down: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Runs a server until SIGTERM or SIGINT.
+
+    Args:
+        warm_up: work between opening the port and SERVING, such as loading a model.
+        shut_down: work after the last call has ended.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+    await server.start()
+    try:
+        if warm_up is not None:
+            await warm_up()
+        await server.set_serving(True)
+        await stop.wait()
+    finally:
+        await server.drain()
+        if shut_down is not None:
+            await shut_down()

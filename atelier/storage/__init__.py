@@ -1,0 +1,1 @@
+"""What services store, and where: metadata in SQL, bytes in S3."""

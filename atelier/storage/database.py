@@ -1,0 +1,107 @@
+"""SQL for metadata: one engine a service, migrated to the newest schema when the service starts.
+
+SQLite (a file) serves one machine, PostgreSQL a cluster. SQLite takes its write lock when a transaction begins,
+so that a read followed by a write sees no other writer in between; on PostgreSQL such transactions lock their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import DateTime, Engine, create_engine, event, exc
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.types import TypeDecorator
+
+from atelier.errors import UnavailableError
+
+SQLITE_BUSY_SECONDS = 30
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, aware of it, on databases that keep no time zone too."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Database:
+    """A service's database.
+
+    Args:
+        url: SQLAlchemy URL, such as `sqlite:////var/lib/atelier/registry.db`.
+        migrations: folder of the service's Alembic migrations.
+    """
+
+    def __init__(self, url: str, migrations: Path) -> None:
+        self._migrations = migrations
+        self._engine = create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            _prepare_sqlite(self._engine)
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+
+    def migrate(self) -> None:
+        """Brings the schema to the newest revision."""
+        config = Config()
+        config.set_main_option("script_location", str(self._migrations))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back when the block raises."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except exc.OperationalError as error:
+            raise UnavailableError("the database does not answer", reason="DATABASE_UNAVAILABLE") from error
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: object, _record: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]  # transactions begin where we say
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={SQLITE_BUSY_SECONDS * 1000}"):
+            connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: object) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+
+
+def utc_now() -> datetime:
+    """This moment."""
+    return datetime.now(UTC)
+
+
+def to_timestamp(moment: datetime | None) -> Timestamp | None:
+    """A moment as protobuf tells it."""
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+class Model(DeclarativeBase):
+    """Base class of mapped tables; each service derives its own from it with its own metadata."""
+
+    __abstract__ = True
+    type_annotation_map = {datetime: UtcDateTime}  # noqa: RUF012
