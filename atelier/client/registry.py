@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from atelier.client.connection import OWN_TENANT, Connection, paged
-from atelier.errors import DataLossError
+from atelier.errors import DataLossError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
@@ -87,7 +87,9 @@ class RegistryClient:
 
     def download(self, version: pb.Version, path: str) -> bytes:
         """The bytes of one file of a version, checked against its SHA-256."""
-        file = next(file for file in version.files if file.path == path)
+        file = next((file for file in version.files if file.path == path), None)
+        if file is None:
+            raise NotFoundError(f"{version.name} has no file {path}", reason="FILE_NOT_FOUND")
         request = pb.DownloadFileRequest(version=version.name, path=path)
         with translated_errors():
             content = b"".join(response.data for response in self._stub.DownloadFile(request))
@@ -95,14 +97,20 @@ class RegistryClient:
             raise DataLossError(f"{version.name}: {path} did not arrive with the SHA-256 {file.sha256}")
         return content
 
-    def pull(self, version: pb.Version, folder: Path) -> list[Path]:
-        """Writes all files of a version below `folder`, which plain diffusers then loads."""
+    def pull(
+        self, version: pb.Version, folder: Path, *, on_received: Callable[[int], None] = lambda size_bytes: None
+    ) -> list[Path]:
+        """Writes all files of a version below `folder`, which plain diffusers then loads.
+
+        `on_received(size_bytes)` hears of each file.
+        """
         written = []
         for file in version.files:
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.download(version, file.path))
             written.append(target)
+            on_received(file.size_bytes)
         return written
 
     def set_alias(self, adapter: str, alias: str, version: str, *, etag: str = "") -> pb.Alias:

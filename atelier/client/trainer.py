@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from atelier.client.connection import OWN_TENANT, Connection, paged
 from atelier.pb.common.v1.common_pb2 import File
@@ -30,8 +30,14 @@ class TrainerClient:
     def __init__(self, connection: Connection) -> None:
         self._stub = TrainerServiceStub(connection.channel)
 
-    def create_dataset(self, dataset: str, images: Sequence[tuple[str, bytes, str]]) -> pb.Dataset:
-        """Creates a dataset of (file name, bytes, caption)."""
+    def create_dataset(
+        self,
+        dataset: str,
+        images: Sequence[tuple[str, bytes, str]],
+        *,
+        on_sent: Callable[[int], None] = lambda size_bytes: None,
+    ) -> pb.Dataset:
+        """Creates a dataset of (file name, bytes, caption); `on_sent(size_bytes)` hears of each piece sent."""
         spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=str(uuid.uuid4()))
         for file_name, content, caption in images:
             file = File(path=file_name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -41,6 +47,7 @@ class TrainerClient:
             yield pb.CreateDatasetRequest(spec=spec)
             for piece in pieces_of([content for _, content, _ in images]):
                 yield pb.CreateDatasetRequest(data=piece)
+                on_sent(len(piece))
 
         with translated_errors():
             return self._stub.CreateDataset(messages())

@@ -58,7 +58,7 @@ def read_adapter_file(
     _require_unit_scale(header.metadata, field)
     names = _layer_names(header.tensors, field)
     tensors = safetensors.torch.load(contents)
-    factors = {name: _update(tensors, name) for name in names}
+    factors = {name: _update(tensors, name, field) for name in names}
     check_factors(factors, shapes, max_rank=max_rank, field=field)
     return factors
 
@@ -81,11 +81,16 @@ def _layer_names(keys: Mapping[str, object], field: str) -> list[str]:
     return list(found)
 
 
-def _update(tensors: Mapping[str, torch.Tensor], name: str) -> LowRank:
+def _update(tensors: Mapping[str, torch.Tensor], name: str, field: str) -> LowRank:
     a, b = (tensors[f"unet.{name}.lora_{factor}.weight"].float() for factor in "AB")
-    if b.shape[2:] == (1, 1):
-        b = b[:, :, 0, 0]
-    return LowRank(a=a, b=b)
+    if a.ndim != b.ndim or b.shape[2:] not in ((), (1, 1)):
+        raise InvalidArgumentError(
+            field,
+            f"{name}.lora_B has shape {list(b.shape)}; with lora_A of {list(a.shape)} it must be a matrix, "
+            "or a 1x1 convolution where lora_A is a convolution",
+            reason="ADAPTER_SHAPE_MISMATCH",
+        )
+    return LowRank(a=a, b=b.flatten(1))
 
 
 def _require_unit_scale(metadata: Mapping[str, str], field: str) -> None:

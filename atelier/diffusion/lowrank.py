@@ -112,11 +112,11 @@ def add_linear(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.
         output: [rows, ..., out], what the base layer made of `x`.
         x: [rows, ..., in]; rows is a multiple of G.
         a: [G, rank, in].
-        b: [G, out, rank].
+        b: [G, rank, out].
     """
     groups = a.shape[0]
     low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.mT)
-    return torch.baddbmm(output.reshape(groups, -1, output.shape[-1]), low, b.mT).view_as(output)
+    return torch.baddbmm(output.reshape(groups, -1, output.shape[-1]), low, b).view_as(output)
 
 
 def add_conv(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
@@ -126,12 +126,12 @@ def add_conv(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Te
         output: [rows, out, height, width], what `conv` made of `x`.
         x: [rows, in, ...]; rows is a multiple of G.
         a: [G, rank, in, kernel height, kernel width].
-        b: [G, out, rank].
+        b: [G, rank, out].
     """
     groups, rank = a.shape[:2]
     # The groups' channels side by side, so that one grouped convolution serves them all.
     side_by_side = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
     low = F.conv2d(side_by_side, a.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, groups)
     low = low.unflatten(1, (groups, rank)).transpose(0, 1).flatten(3)
-    delta = torch.matmul(b.unsqueeze(1), low)
+    delta = torch.matmul(b.mT.unsqueeze(1), low)
     return output + delta.reshape(output.shape)

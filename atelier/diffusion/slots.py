@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite, prod, sqrt
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ Group = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Factors made ready for batches of `groups` groups: by layer, [G, rank, in...] and [G, out, rank]."""
+    """Factors made ready for a batch of G = `groups` groups: by layer, a [G, rank, in...] and b as [G, rank, out]."""
 
     groups: int
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -97,7 +96,8 @@ class InferenceSlotsConfig:
     layers: LayerSelection = "all"
 
     def __post_init__(self) -> None:
-        assert self.num_slots >= 2 and self.max_rank >= 1
+        assert self.num_slots >= 2, "slot 0 stays empty"
+        assert self.max_rank >= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,18 +106,22 @@ class PackedFactors:
 
     flat: torch.Tensor
     layers: frozenset[str]
-    rank: int
 
 
 class InferenceSlots(SlotBank):
-    """Preallocated slots. Everything that a slot holds lies in one row of a [num_slots, size] buffer."""
+    """Preallocated slots in one buffer [num_slots, max_rank, width].
+
+    Row r of a slot holds, layer after layer, row r of every `a` (flattened), then column r of every `b`. So an
+    adapter of any rank is one contiguous block, and what a batch needs is gathered in one copy.
+    """
 
     def __init__(self, unet: nn.Module, config: InferenceSlotsConfig) -> None:
         super().__init__(unet, config.layers)
         self.config = config
         weight = next(iter(self.layers.values())).weight
-        sizes = [self.config.max_rank * (shape[0] + prod(shape[1:])) for shape in self.shapes.values()]
-        self._flat = torch.zeros(config.num_slots, sum(sizes), dtype=weight.dtype, device=weight.device)
+        self._width_a = sum(prod(shape[1:]) for shape in self.shapes.values())
+        width = self._width_a + sum(shape[0] for shape in self.shapes.values())
+        self._flat = torch.zeros(config.num_slots, config.max_rank, width, dtype=weight.dtype, device=weight.device)
         self._layers: list[frozenset[str]] = [frozenset()] * config.num_slots
         self._ranks = [0] * config.num_slots
 
@@ -130,17 +134,18 @@ class InferenceSlots(SlotBank):
             InvalidArgumentError: unknown layer, wrong shape, rank above `max_rank`, or a value that is not finite.
         """
         check_factors(factors, self.shapes, max_rank=self.config.max_rank)
-        flat = torch.zeros(self._flat.shape[1], dtype=self._flat.dtype, pin_memory=self._flat.is_cuda)
-        for name, (a, b) in self._views(flat.unsqueeze(0)).items():
-            if name in factors:
-                rank = factors[name].rank
-                a[0, :rank] = factors[name].a
-                b[0, :rank] = factors[name].b.mT
+        rank = max(update.rank for update in factors.values())
+        flat = torch.zeros(rank, self._flat.shape[2], dtype=self._flat.dtype, pin_memory=self._flat.is_cuda)
+        views = self._views(flat)
+        for name, update in factors.items():
+            a, b = views[name]
+            a[: update.rank] = update.a
+            b[: update.rank] = update.b.mT
         if not torch.isfinite(flat).all():
             raise InvalidArgumentError(
                 "adapter", f"has values outside the range of {flat.dtype}", reason="ADAPTER_NOT_FINITE"
             )
-        return PackedFactors(flat=flat, layers=frozenset(factors), rank=max(f.rank for f in factors.values()))
+        return PackedFactors(flat=flat, layers=frozenset(factors))
 
     def load(self, slot: int, adapter: Factors | PackedFactors) -> None:
         """Puts an adapter into a slot in place of what was there.
@@ -150,13 +155,14 @@ class InferenceSlots(SlotBank):
         """
         self.clear(slot)
         packed = adapter if isinstance(adapter, PackedFactors) else self.pack(adapter)
-        self._flat[slot].copy_(packed.flat, non_blocking=True)
-        self._layers[slot], self._ranks[slot] = packed.layers, packed.rank
+        rank = packed.flat.shape[0]
+        self._flat[slot, :rank].copy_(packed.flat, non_blocking=True)
+        self._layers[slot], self._ranks[slot] = packed.layers, rank
 
     def clear(self, slot: int) -> None:
         """Empties a slot: it acts as the bare base model."""
         assert 0 < slot < self.config.num_slots, "slot 0 is the bare base model"
-        self._flat[slot].zero_()
+        self._flat[slot, : self._ranks[slot]].zero_()
         self._layers[slot], self._ranks[slot] = frozenset(), 0
 
     def gather(self, groups: Sequence[Group]) -> Binding:
@@ -166,42 +172,33 @@ class InferenceSlots(SlotBank):
             groups: for each group of rows, pairs of slot and weight. Updates of one group add up. Groups that
                 are all alike are treated as one.
         """
-        assert groups and all(isfinite(weight) for group in groups for _, weight in group)
+        assert groups, "a batch has at least one group"
+        assert all(isfinite(weight) for group in groups for _, weight in group), "weights are finite"
         chosen = [tuple(pair for pair in group if pair[0] and pair[1]) for group in groups]
         if all(group == chosen[0] for group in chosen):
             chosen = chosen[:1]
         used = {slot for group in chosen for slot, _ in group}
         names = frozenset().union(*(self._layers[slot] for slot in used))
-        if not names:
-            return Binding(groups=len(chosen), factors={})
-        return Binding(groups=len(chosen), factors=self._gather(chosen, names, max(self._ranks[s] for s in used)))
+        views = self._views(self._gather_rows(chosen, max(self._ranks[slot] for slot in used))) if names else {}
+        return Binding(groups=len(chosen), factors={name: views[name] for name in views if name in names})
 
-    def _gather(
-        self, groups: list[tuple[tuple[int, float], ...]], names: frozenset[str], rank: int
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _gather_rows(self, groups: list[tuple[tuple[int, float], ...]], rank: int) -> torch.Tensor:
+        """[G, k * rank, width]: each group's k slots one below the other, weights multiplied into b."""
         most = max(len(group) for group in groups)
         padded = [(*group, *[(0, 0.0)] * (most - len(group))) for group in groups]
         slots = torch.tensor([[slot for slot, _ in group] for group in padded], device=self._flat.device)
         weights = torch.tensor([[weight for _, weight in group] for group in padded]).to(self._flat)
-        rows = self._flat[slots.flatten()]
-        factors = {}
-        for name, (a, b) in self._views(rows).items():
-            if name in names:
-                a, b = (t[:, :rank].unflatten(0, slots.shape) for t in (a, b))
-                b = b * weights.view(*slots.shape, 1, 1)
-                factors[name] = (a.flatten(1, 2), b.flatten(1, 2).mT)
-        return factors
+        rows = self._flat[:, :rank][slots]
+        rows[..., self._width_a :] *= weights[..., None, None]
+        return rows.flatten(1, 2)
 
     def _views(self, rows: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Each layer's part of buffer rows [n, size]: a [n, max_rank, in...] and b transposed, [n, max_rank, out]."""
-        views, start, rank = {}, 0, self.config.max_rank
+        """Each layer's part of buffer rows [..., width]: a [..., in...] and b transposed [..., out]."""
+        views, start_a, start_b = {}, 0, self._width_a
         for name, (out, *inner) in self.shapes.items():
-            middle, end = start + rank * prod(inner), start + rank * (prod(inner) + out)
-            views[name] = (
-                rows[:, start:middle].unflatten(1, (rank, *inner)),
-                rows[:, middle:end].unflatten(1, (rank, out)),
-            )
-            start = end
+            end_a, end_b = start_a + prod(inner), start_b + out
+            views[name] = (rows[..., start_a:end_a].unflatten(-1, inner), rows[..., start_b:end_b])
+            start_a, start_b = end_a, end_b
         return views
 
 
@@ -239,7 +236,7 @@ class TrainingSlots(SlotBank):
         factors = {
             name: (
                 torch.stack([job[f"{name}.lora_A"] for job in self._jobs]),
-                torch.stack([job[f"{name}.lora_B"] for job in self._jobs]) * self.scale,
+                torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.scale,
             )
             for name in self.shapes
         }
@@ -253,7 +250,7 @@ def _initial_factors(
     generator = torch.Generator("cpu").manual_seed(seed)
     parameters: dict[str, nn.Parameter] = {}
     for name, (out, *inner) in shapes.items():
-        a: Any = torch.empty(rank, *inner)
+        a = torch.empty(rank, *inner)
         nn.init.kaiming_uniform_(a, a=sqrt(5), generator=generator)
         parameters[f"{name}.lora_A"] = nn.Parameter(a.to(device))
         parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(out, rank, device=device))

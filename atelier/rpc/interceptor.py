@@ -61,18 +61,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_OPEN_PREFIX):
             return handler
-        codecs = (handler.request_deserializer, handler.response_serializer)
-        if handler.response_streaming:
-            kind = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return kind(self._wrap_stream(method, handler.stream_stream or handler.unary_stream), *codecs)
-        kind = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        return kind(self._wrap_unary(method, handler.stream_unary or handler.unary_unary), *codecs)
+        make_handler, kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        wrap = self._wrap_stream if handler.response_streaming else self._wrap_unary
+        wrapped = wrap(method, getattr(handler, kind))
+        return make_handler(wrapped, handler.request_deserializer, handler.response_serializer)
 
     def _wrap_unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         async def wrapped(request: Any, context: grpc.aio.ServicerContext) -> Any:

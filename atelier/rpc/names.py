@@ -36,7 +36,7 @@ class ResourcePattern:
             InvalidArgumentError: the name has not this pattern's form; names `field`.
             PermissionDeniedError: the name belongs to another tenant.
         """
-        expression = _VARIABLE.sub(r"(?P<\1>[^/]{1,63})", self.pattern)
+        expression = _VARIABLE.sub(r"(?P<\1>[a-z0-9-]{1,63})", self.pattern)
         match = re.fullmatch(expression, name)
         if match is None:
             raise InvalidArgumentError(field, f"is {shown(name)}; it must have the form {self.pattern}")
@@ -69,6 +69,8 @@ def check_text(value: str, field: str, *, max_characters: int, required: bool = 
         raise InvalidArgumentError(field, f"is empty; 1 to {max_characters} characters are allowed")
     if len(value) > max_characters:
         raise InvalidArgumentError(field, f"has {len(value)} characters; at most {max_characters} are allowed")
+    if "\0" in value:
+        raise InvalidArgumentError(field, "holds a NUL character; text is allowed")
     return value
 
 

@@ -40,7 +40,7 @@ def parse_page(page_size: int, page_token: str, *arguments: str) -> Page:
         return Page(size, None, binding)
     try:
         token_binding, after = json.loads(base64.urlsafe_b64decode(page_token.encode()))
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidArgumentError("page_token", "is not a token that this service gave") from error
     if token_binding != binding or not isinstance(after, str | int):
         raise InvalidArgumentError("page_token", "belongs to a request with other arguments")

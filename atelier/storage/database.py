@@ -19,7 +19,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from atelier.errors import UnavailableError
+from atelier.errors import AbortedError, UnavailableError
 
 SQLITE_BUSY_SECONDS = 30
 
@@ -68,6 +68,8 @@ class Database:
                 yield session
         except exc.OperationalError as error:
             raise UnavailableError("the database does not answer", reason="DATABASE_UNAVAILABLE") from error
+        except exc.IntegrityError as error:
+            raise AbortedError("somebody else wrote the same just now; retry", reason="WRITE_CONFLICT") from error
 
     def close(self) -> None:
         """Closes the connections."""

@@ -1,0 +1,81 @@
+"""Command-line options that every service has; each is also an environment variable, such as ATELIER_REGISTRY_PORT.
+
+Secrets come by file or environment variable, so that no process list shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.server import ServerConfig
+from atelier.storage.blobs import S3Config
+
+_Command = Callable[..., Any]
+
+
+def _stacked(options: list[_Command], command: _Command) -> _Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def server_options(command: _Command) -> _Command:
+    """Adds what `server_config` and `authority` read."""
+    options = [
+        click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen on."),
+        click.option("--port", type=int, required=True, help="Port of the gRPC server."),
+        click.option("--metrics-port", type=int, required=True, help="Port of the Prometheus endpoint."),
+        click.option("--signing-key-file", type=click.Path(path_type=Path), required=True, help="Key of the tokens."),
+        click.option("--drain-seconds", type=float, default=0.0, help="From NOT_SERVING to the closed listener."),
+        click.option("--grace-seconds", type=float, default=10.0, help="For calls in flight after that."),
+    ]
+    return _stacked(options, command)
+
+
+def s3_options(command: _Command) -> _Command:
+    """Adds what `s3_config` reads."""
+    options = [
+        click.option("--s3-endpoint", required=True, help="host:port of the S3 server."),
+        click.option("--s3-bucket", default="atelier", show_default=True, help="Bucket, created when missing."),
+        click.option("--s3-access-key", required=True, help="Better given by environment variable."),
+        click.option("--s3-secret-key", required=True, help="Better given by environment variable."),
+        click.option("--s3-secure/--no-s3-secure", default=False, help="TLS to the S3 server."),
+    ]
+    return _stacked(options, command)
+
+
+def server_config(values: dict[str, Any]) -> ServerConfig:
+    """The server's configuration out of a command's values."""
+    names = ("host", "port", "metrics_port", "drain_seconds", "grace_seconds")
+    return ServerConfig(**{name: values[name] for name in names})
+
+
+def authority(values: dict[str, Any]) -> TokenAuthority:
+    """The token authority out of a command's values."""
+    return TokenAuthority.from_file(values["signing_key_file"])
+
+
+def s3_config(values: dict[str, Any]) -> S3Config:
+    """The S3 configuration out of a command's values."""
+    names = ("endpoint", "bucket", "access_key", "secret_key", "secure")
+    return S3Config(**{name: values[f"s3_{name}"] for name in names})
+
+
+def base_option(command: _Command) -> _Command:
+    """Adds what `bases` reads."""
+    help_text = "A base model's name and diffusers folder; may be given several times, the first is the default."
+    return click.option("--base", multiple=True, required=True, metavar="NAME=PATH", help=help_text)(command)
+
+
+def bases(values: dict[str, Any]) -> dict[str, Path]:
+    """The base models' folders by name out of a command's values."""
+    pairs = [entry.partition("=") for entry in values["base"]]
+    for name, separator, path in pairs:
+        if not (name and separator and path):
+            raise click.BadParameter(f"{name!r} is not of the form NAME=PATH", param_hint="--base")
+    return {name: Path(path) for name, _, path in pairs}

@@ -1,0 +1,83 @@
+"""Adapter files on disk, by the digest of their version, up to a number of bytes.
+
+A file is there whole or not at all. It is checked against its SHA-256 at every read; one that does not agree is
+deleted. The folder survives restarts and belongs to one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import structlog
+
+_FILE_NAME = "weights.safetensors"
+_PREFIX = "sha256:"
+_UNFINISHED = "unfinished-"
+_log = structlog.get_logger("atelier.inference")
+
+
+class DiskCache:
+    """Files that are forgotten by last use.
+
+    Args:
+        folder: made when missing.
+        max_bytes: of all files together.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+
+    def read(self, digest: str, sha256: str) -> bytes | None:
+        """The bytes, when they are there and have this SHA-256."""
+        entry = self._entry(digest)
+        with self._lock:
+            try:
+                contents = (entry / _FILE_NAME).read_bytes()
+            except OSError:
+                return None
+            if hashlib.sha256(contents).hexdigest() == sha256:
+                os.utime(entry)
+                return contents
+            _log.warning("a cached file is corrupt; it is fetched again", digest=digest)
+            shutil.rmtree(entry)
+            return None
+
+    def write(self, digest: str, contents: bytes) -> None:
+        """Keeps a file and forgets others until all fit. A full disk only costs the caching."""
+        if len(contents) > self._max_bytes:
+            return
+        with self._lock:
+            unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._folder))
+            try:
+                (unfinished / _FILE_NAME).write_bytes(contents)
+                shutil.rmtree(self._entry(digest), ignore_errors=True)
+                unfinished.rename(self._entry(digest))
+            except OSError as error:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                _log.warning("an adapter could not be cached on disk", digest=digest, cause=repr(error))
+            self._forget_oldest()
+
+    def _entry(self, digest: str) -> Path:
+        hexadecimal = digest.removeprefix(_PREFIX)
+        assert len(hexadecimal) == 64 and hexadecimal.isalnum(), "a digest is `sha256:` and 64 digits"
+        return self._folder / hexadecimal
+
+    def _forget_oldest(self) -> None:
+        entries = sorted(self._folder.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
+        sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries}
+        total = sum(sizes.values())
+        for entry in entries:
+            if total <= self._max_bytes:
+                return
+            shutil.rmtree(entry)
+            total -= sizes[entry]

@@ -1,0 +1,1 @@
+"""The trainer: datasets, training jobs, and the workers that train."""

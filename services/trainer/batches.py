@@ -1,0 +1,97 @@
+"""Batches: many jobs checked and created in one transaction."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from atelier.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from atelier.pb.trainer.v1 import trainer_pb2 as pb
+from atelier.rpc.call import current_tenant
+from atelier.rpc.names import BATCH, JOB, TENANT, check_id, shown
+from atelier.rpc.pages import Page
+from atelier.storage.database import Database, to_timestamp
+from atelier.storage.requests import earlier_result, remember
+from services.trainer.jobs import Jobs
+from services.trainer.tables import BatchRow, TrainerRequest
+
+MAX_JOBS = 1000
+
+
+class Batches:
+    """Creates and finds the batches of the caller's tenant."""
+
+    def __init__(self, database: Database, jobs: Jobs) -> None:
+        self._database = database
+        self._jobs = jobs
+
+    def create(self, request: pb.CreateBatchRequest) -> pb.Batch:
+        """Creates all jobs of a batch, or none; or only checks them."""
+        TENANT.parse(request.parent, "parent")
+        if not 1 <= len(request.jobs) <= MAX_JOBS:
+            raise InvalidArgumentError("jobs", f"holds {len(request.jobs)} jobs; 1 to {MAX_JOBS} are allowed")
+        batch_id = check_id(request.batch_id, "batch_id") if request.batch_id else f"batch-{uuid.uuid4().hex[:12]}"
+        tenant = current_tenant()
+        with self._database.transaction() as session:
+            earlier = earlier_result(session, TrainerRequest, tenant, request.request_id, request)
+            if earlier is not None:
+                return _to_proto(_find(session, earlier))
+            batch = BatchRow(tenant=tenant, batch_id=batch_id)
+            batch.jobs = [self._jobs.checked_row(session, job, f"jobs[{i}]") for i, job in enumerate(request.jobs)]
+            _add(session, batch)
+            answer = _to_proto(batch)
+            if request.validate_only:
+                session.rollback()
+            else:
+                remember(session, TrainerRequest, tenant, request.request_id, request, answer.name)
+            return answer
+
+    def get(self, name: str) -> pb.Batch:
+        """One batch by its full name."""
+        with self._database.transaction() as session:
+            return _to_proto(_find(session, name))
+
+    def list(self, page: Page) -> pb.ListBatchesResponse:
+        """A page of the tenant's batches, newest first."""
+        query = select(BatchRow).where(BatchRow.tenant == current_tenant()).order_by(BatchRow.id.desc())
+        if page.after is not None:
+            query = query.where(BatchRow.id < page.after)
+        with self._database.transaction() as session:
+            rows = session.scalars(query.limit(page.size + 1)).all()
+            batches = [_to_proto(row) for row in rows[: page.size]]
+        token = page.token_after(rows[page.size - 1].id) if len(rows) > page.size else ""
+        return pb.ListBatchesResponse(batches=batches, next_page_token=token)
+
+
+def _add(session: Session, batch: BatchRow) -> None:
+    session.add(batch)
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise AlreadyExistsError(
+            f"batch_id: {batch.batch_id!r} is taken", reason="BATCH_EXISTS", metadata={"batch": batch.batch_id}
+        ) from error
+
+
+def _find(session: Session, name: str) -> BatchRow:
+    ids = BATCH.parse(name, "name")
+    row = session.scalar(select(BatchRow).where(BatchRow.tenant == ids["tenant"], BatchRow.batch_id == ids["batch"]))
+    if row is None:
+        raise NotFoundError(
+            f"name: there is no batch {shown(ids['batch'])}", reason="BATCH_NOT_FOUND", metadata={"batch": ids["batch"]}
+        )
+    return row
+
+
+def _to_proto(row: BatchRow) -> pb.Batch:
+    batch = pb.Batch(
+        name=BATCH.format(tenant=row.tenant, batch=row.batch_id),
+        jobs=[JOB.format(tenant=row.tenant, job=job.job_id) for job in row.jobs],
+        create_time=to_timestamp(row.create_time),
+    )
+    for job in row.jobs:
+        batch.job_counts[job.state] += 1
+    return batch

@@ -1,0 +1,59 @@
+"""A job's own files in S3: checkpoints and preview images. A dataset's images come from here too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atelier.storage.blobs import BlobStore, content_key, verified
+from services.trainer.methods.base import TrainingImage
+
+
+class JobFiles:
+    """Reads and writes what a job keeps while it runs."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    def images(self, records: Sequence[Mapping[str, Any]]) -> tuple[TrainingImage, ...]:
+        """The images of a dataset, each checked against its digest."""
+        return tuple(
+            TrainingImage(
+                path=record["path"],
+                contents=verified(
+                    self._blobs.get(content_key(record["sha256"])), record["sha256"], f"image {record['path']}"
+                ),
+                caption=record["caption"],
+            )
+            for record in records
+        )
+
+    def save_checkpoint(self, uid: str, step: int, contents: bytes) -> None:
+        """Stores a checkpoint; once this returns, the job can be resumed from it."""
+        self._blobs.put(_checkpoint_key(uid, step), contents)
+
+    def checkpoint(self, uid: str, step: int) -> bytes | None:
+        """The checkpoint of a step; None for step 0, before which there is none."""
+        return self._blobs.get(_checkpoint_key(uid, step)) if step else None
+
+    def delete_checkpoint(self, uid: str, step: int) -> None:
+        """Deletes a checkpoint that a newer one, or the end of the job, has made useless."""
+        if step:
+            self._blobs.delete(_checkpoint_key(uid, step))
+
+    def save_previews(self, uid: str, step: int, pngs: Sequence[bytes]) -> None:
+        """Stores the previews of a step."""
+        for index, png in enumerate(pngs):
+            self._blobs.put(_preview_key(uid, step, index), png)
+
+    def previews(self, uid: str, step: int, count: int) -> list[bytes]:
+        """The previews of a step."""
+        return [self._blobs.get(_preview_key(uid, step, index)) for index in range(count)]
+
+
+def _checkpoint_key(uid: str, step: int) -> str:
+    return f"jobs/{uid}/checkpoints/{step:06d}.safetensors"
+
+
+def _preview_key(uid: str, step: int, index: int) -> str:
+    return f"jobs/{uid}/previews/{step:06d}-{index}.png"

@@ -1,0 +1,204 @@
+"""Jobs as callers see them: created after every check, listed, asked to stop. `queue` and `scheduler` run them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from google.protobuf.json_format import ParseDict
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from atelier.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier.pb.common.v1.common_pb2 import BaseModel
+from atelier.pb.trainer.v1 import trainer_pb2 as pb
+from atelier.rpc.call import current_tenant
+from atelier.rpc.names import BATCH, DATASET, JOB, TENANT, check_id, check_text, shown
+from atelier.rpc.pages import Page
+from atelier.storage.database import Database, to_timestamp, utc_now
+from atelier.storage.requests import earlier_result, remember
+from services.trainer import datasets
+from services.trainer.methods import resolve_config
+from services.trainer.tables import TERMINAL, JobRow, State, TrainerRequest
+
+MAX_PROMPT_CHARACTERS = 2000
+MAX_VALIDATION_PROMPTS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseChoice:
+    """A base model that jobs may name."""
+
+    path: Path
+    digest: str
+
+
+class Jobs:
+    """Creates, finds and cancels the jobs of the caller's tenant.
+
+    Args:
+        bases: the base models by name; the first is the default.
+    """
+
+    def __init__(self, database: Database, bases: Mapping[str, BaseChoice]) -> None:
+        self._database = database
+        self._bases = bases
+
+    def create(self, request: pb.CreateJobRequest) -> pb.Job:
+        """Creates one job, or only checks it."""
+        TENANT.parse(request.parent, "parent")
+        if request.job_id:
+            check_id(request.job_id, "job_id")
+        tenant = current_tenant()
+        with self._database.transaction() as session:
+            earlier = earlier_result(session, TrainerRequest, tenant, request.request_id, request)
+            if earlier is not None:
+                return to_proto(find(session, earlier))
+            row = self.checked_row(session, request.job, "job")
+            if request.job_id:
+                row.job_id = request.job_id
+            add_rows(session, [row])
+            answer = to_proto(row)
+            if request.validate_only:
+                session.rollback()
+            else:
+                remember(session, TrainerRequest, tenant, request.request_id, request, answer.name)
+            return answer
+
+    def checked_row(self, session: Session, job: pb.Job, field: str) -> JobRow:
+        """A row for a job that passed every check; not yet in the session."""
+        base_name = job.base_model.model or next(iter(self._bases))
+        if base_name not in self._bases:
+            raise InvalidArgumentError(
+                f"{field}.base_model.model",
+                f"{shown(base_name)} is not known; there are {', '.join(self._bases)}",
+                reason="BASE_MODEL_UNKNOWN",
+            )
+        base = self._bases[base_name]
+        overrides = {descriptor.name: value for descriptor, value in job.config.ListFields()}
+        config = resolve_config(job.method, overrides, base_path=base.path)
+        dataset = datasets.find(session, job.dataset, f"{field}.dataset")
+        uid = uuid.uuid4().hex
+        return JobRow(
+            tenant=current_tenant(),
+            job_id=f"job-{uid[:12]}",
+            uid=uid,
+            method=job.method,
+            dataset=dataset,
+            adapter=check_id(job.adapter, f"{field}.adapter"),
+            base_name=base_name,
+            base_digest=base.digest,
+            config=asdict(config),
+            **_checked_prompts(job, field),
+        )
+
+    def get(self, name: str) -> pb.Job:
+        """One job by its full name."""
+        with self._database.transaction() as session:
+            return to_proto(find(session, name))
+
+    def list(self, page: Page) -> pb.ListJobsResponse:
+        """A page of the tenant's jobs, newest first."""
+        query = select(JobRow).where(JobRow.tenant == current_tenant()).order_by(JobRow.id.desc())
+        if page.after is not None:
+            query = query.where(JobRow.id < page.after)
+        with self._database.transaction() as session:
+            rows = session.scalars(query.limit(page.size + 1)).all()
+            jobs = [to_proto(row) for row in rows[: page.size]]
+        token = page.token_after(rows[page.size - 1].id) if len(rows) > page.size else ""
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    def cancel(self, name: str) -> pb.Job:
+        """Asks a job to stop: at once while it waits, at its worker's next step while it runs."""
+        with self._database.transaction() as session:
+            row = find(session, name, lock=True)
+            if row.state in (*TERMINAL, State.CANCELLING):
+                raise FailedPreconditionError(
+                    f"name: the job is {row.state}; only a QUEUED or RUNNING one can be cancelled",
+                    reason="JOB_NOT_CANCELLABLE",
+                    metadata={"job": row.job_id, "state": row.state},
+                )
+            if row.state == State.QUEUED:
+                row.state, row.end_time = State.CANCELLED, utc_now()
+            else:
+                row.state = State.CANCELLING
+            return to_proto(row)
+
+
+def find(session: Session, name: str, *, lock: bool = False) -> JobRow:
+    """The row of a job of the caller's tenant."""
+    ids = JOB.parse(name, "name")
+    query = select(JobRow).where(JobRow.tenant == ids["tenant"], JobRow.job_id == ids["job"])
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFoundError(
+            f"name: there is no job {shown(ids['job'])}", reason="JOB_NOT_FOUND", metadata={"job": ids["job"]}
+        )
+    return row
+
+
+def add_rows(session: Session, rows: Sequence[JobRow]) -> None:
+    """Adds new rows; AlreadyExistsError when an id is taken."""
+    session.add_all(rows)
+    try:
+        session.flush()
+    except IntegrityError as error:
+        taken = ", ".join(row.job_id for row in rows[:3])
+        raise AlreadyExistsError(f"job_id: {taken!r} is taken", reason="JOB_EXISTS", metadata={"job": taken}) from error
+
+
+def to_proto(row: JobRow) -> pb.Job:
+    """The contract's form of a row."""
+    job = pb.Job(
+        name=JOB.format(tenant=row.tenant, job=row.job_id),
+        method=row.method,
+        dataset=DATASET.format(tenant=row.tenant, dataset=row.dataset.dataset_id),
+        adapter=row.adapter,
+        base_model=BaseModel(model=row.base_name, digest=row.base_digest),
+        instance_prompt=row.instance_prompt,
+        class_prompt=row.class_prompt,
+        validation_prompts=row.validation_prompts,
+        config=pb.TrainingConfig(**row.config),
+        state=f"JOB_STATE_{row.state}",
+        progress=pb.JobProgress(
+            stage=row.stage,
+            step=row.step,
+            total_steps=row.config["max_train_steps"],
+            loss=row.loss,
+            images_per_second=row.images_per_second,
+            eta_seconds=row.eta_seconds,
+        ),
+        adapter_version=row.adapter_version,
+        batch=BATCH.format(tenant=row.tenant, batch=row.batch.batch_id) if row.batch else "",
+        attempt=row.attempt,
+        create_time=to_timestamp(row.create_time),
+        start_time=to_timestamp(row.start_time),
+        end_time=to_timestamp(row.end_time),
+    )
+    if row.error:
+        ParseDict(row.error, job.error)
+    if row.evaluation:
+        ParseDict(row.evaluation, job.evaluation)
+    return job
+
+
+def _checked_prompts(job: pb.Job, field: str) -> dict[str, str | list[str]]:
+    limit = MAX_PROMPT_CHARACTERS
+    if len(job.validation_prompts) > MAX_VALIDATION_PROMPTS:
+        raise InvalidArgumentError(
+            f"{field}.validation_prompts",
+            f"holds {len(job.validation_prompts)} prompts; at most {MAX_VALIDATION_PROMPTS} are allowed",
+        )
+    return {
+        "instance_prompt": check_text(
+            job.instance_prompt, f"{field}.instance_prompt", max_characters=limit, required=True
+        ),
+        "class_prompt": check_text(job.class_prompt, f"{field}.class_prompt", max_characters=limit),
+        "validation_prompts": [
+            check_text(prompt, f"{field}.validation_prompts[{index}]", max_characters=limit, required=True)
+            for index, prompt in enumerate(job.validation_prompts)
+        ],
+    }

@@ -1,0 +1,119 @@
+"""DreamBooth-LoRA: a subject bound to a rare word (Ruiz et al. 2023) by low-rank updates (Hu et al. 2021) of the UNet.
+
+The base model stays as it is; the job's slot is all that is trained. Prior preservation draws images of the class
+with the bare base and keeps the adapter true to them. The text encoder is not trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from atelier.diffusion.adapter_file import write_adapter_file
+from atelier.diffusion.base import Base, encode_prompts
+from atelier.diffusion.scorer import ClipScorer
+from atelier.errors import CancelledError, InvalidArgumentError
+from services.trainer.methods.base import CheckpointReady, Event, Finished, Preparing, Previews, TrainingJob
+from services.trainer.training.checkpoint import load_checkpoint, save_checkpoint
+from services.trainer.training.data import Examples, class_examples, instance_examples, load_images
+from services.trainer.training.evaluation import draw, encode_png, evaluate, validation_prompts
+from services.trainer.training.loadback import check_load_back
+from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.outputs import adapter_files
+
+_TITLE = "DreamBooth-LoRA"
+
+
+def train(
+    job: TrainingJob,
+    base: Base,
+    scorer: ClipScorer,
+    *,
+    resume: bytes | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Trains a job and yields what happens, at last `Finished`.
+
+    Args:
+        resume: a checkpoint of the same job, to go on from there.
+        should_stop: asked after every event, so after every step.
+
+    Raises:
+        CancelledError: `should_stop` said so.
+        InvalidArgumentError: the images or captions will not do.
+        FailedPreconditionError: the training diverged, or `resume` is another job's.
+        InternalError: the adapter did not pass the load-back check.
+    """
+    for event in _events(job, base, scorer, resume):
+        yield event
+        if should_stop():
+            raise CancelledError("the job was asked to stop")
+
+
+def _events(job: TrainingJob, base: Base, scorer: ClipScorer, resume: bytes | None) -> Iterator[Event]:
+    _check_captions(job)
+    yield Preparing(what=f"{len(job.images)} training images")
+    images = load_images(job)
+    instances = instance_examples(base, job, images)
+    class_images: Examples | None = None
+    if job.class_prompt and job.config.prior_loss_weight > 0:
+        for made in class_examples(base, job):
+            if isinstance(made, Examples):
+                class_images = made
+            else:
+                yield Preparing(what=f"class images: {made} of {job.config.num_class_images}")
+    loop = TrainingLoop(base, job.config, instances, class_images)
+    try:
+        if resume is not None:
+            load_checkpoint(resume, loop, job)
+        yield from _train(loop, job)
+        yield from _finish(loop, job, scorer, images)
+    finally:
+        loop.slots.close()
+
+
+def _train(loop: TrainingLoop, job: TrainingJob) -> Iterator[Event]:
+    config = job.config
+    for event in loop.run():
+        yield event
+        if loop.step == config.max_train_steps:
+            return
+        if loop.step % config.checkpointing_steps == 0:
+            yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, job))
+        if config.validation_steps and loop.step % config.validation_steps == 0:
+            drawn = draw(loop.base, job, loop.slots, per_prompt=1)
+            yield Previews(
+                step=loop.step,
+                prompts=tuple(validation_prompts(job)),
+                pngs=tuple(encode_png(image) for image in drawn),
+            )
+
+
+def _finish(loop: TrainingLoop, job: TrainingJob, scorer: ClipScorer, images: torch.Tensor) -> Iterator[Event]:
+    base = loop.base
+    # Everything from here can be done again from this checkpoint.
+    yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, job))
+    weights = write_adapter_file(loop.slots.factors(0))
+    text = encode_prompts(base, [validation_prompts(job)[0], ""])
+    difference = check_load_back(base, loop.slots, weights, text)
+    started = time.perf_counter()
+    evaluation = evaluate(base, scorer, job, loop.slots, images)
+    yield evaluation.scores
+    measured = {
+        "loss": loop.smoothed_loss,
+        "load_back_difference": difference,
+        "evaluation_seconds": time.perf_counter() - started,
+    }
+    yield Finished(files=adapter_files(job, base, weights, evaluation, measured, _TITLE))
+
+
+def _check_captions(job: TrainingJob) -> None:
+    if not job.images:
+        raise InvalidArgumentError("job.dataset", "has no images; at least one is needed")
+    bare = [image.path for image in job.images if not image.caption]
+    if bare and not job.instance_prompt:
+        raise InvalidArgumentError(
+            "job.instance_prompt", f"is empty, but image {bare[0]} has no caption; give one of the two"
+        )

@@ -1,0 +1,52 @@
+"""A finished job's adapter goes to the registry: once, however often the job is tried."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from atelier.client.connection import Connection
+from atelier.client.registry import RegistryClient
+from atelier.errors import AlreadyExistsError, NotFoundError
+from atelier.pb.common.v1.common_pb2 import BaseModel
+from atelier.pb.registry.v1.registry_pb2 import Version
+from services.trainer.methods.base import Evaluated
+from services.trainer.queue import Assignment
+
+
+def publish(
+    registry: str, token: str, assignment: Assignment, files: Mapping[str, bytes], evaluated: Evaluated | None
+) -> str:
+    """Publishes a version, creating its adapter when needed, and returns its full name.
+
+    An earlier attempt may have published and died before it could say so: that version is the answer then.
+    """
+    with Connection(registry, token) as connection:
+        client = RegistryClient(connection)
+        try:
+            client.adapter(assignment.adapter)
+        except NotFoundError:
+            with contextlib.suppress(AlreadyExistsError):  # another job of the tenant may be faster
+                client.create_adapter(assignment.adapter)
+        for version in client.versions(assignment.adapter):
+            if version.source_job == assignment.name:
+                return version.name
+        return client.publish(assignment.adapter, _version(assignment, evaluated), files).name
+
+
+def _version(assignment: Assignment, evaluated: Evaluated | None) -> Version:
+    metrics = {}
+    if evaluated is not None:
+        metrics = {
+            "clip_i": evaluated.adapter.clip_i,
+            "clip_t": evaluated.adapter.clip_t,
+            "base_clip_i": evaluated.base.clip_i,
+            "base_clip_t": evaluated.base.clip_t,
+        }
+    return Version(
+        base_model=BaseModel(model=assignment.base_name, digest=assignment.base_digest),
+        method=assignment.method,
+        instance_prompt=assignment.instance_prompt,
+        metrics=metrics,
+        source_job=assignment.name,
+    )

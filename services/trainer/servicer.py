@@ -1,0 +1,85 @@
+"""The trainer's RPCs: each hands over to the module that knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from grpc.aio import ServicerContext
+
+from atelier.errors import InvalidArgumentError
+from atelier.pb.trainer.v1 import trainer_pb2 as pb
+from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from atelier.rpc.names import TENANT
+from atelier.rpc.pages import Page, parse_page
+from services.trainer.batches import Batches
+from services.trainer.datasets import Datasets
+from services.trainer.jobs import Jobs
+from services.trainer.watching import Watcher
+
+_Upload = AsyncIterator[pb.CreateDatasetRequest]
+_JobStream = AsyncIterator[pb.WatchJobResponse]
+
+
+class TrainerServicer(TrainerServiceServicer):
+    """Serves `atelier.trainer.v1.TrainerService`; the contract says what each method does."""
+
+    def __init__(self, datasets: Datasets, jobs: Jobs, batches: Batches, watcher: Watcher) -> None:
+        self._datasets = datasets
+        self._jobs = jobs
+        self._batches = batches
+        self._watcher = watcher
+
+    async def CreateDataset(
+        self, request_iterator: AsyncIterator[pb.CreateDatasetRequest], context: ServicerContext
+    ) -> pb.Dataset:
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("content") != "spec":
+            raise InvalidArgumentError("spec", "must be the first message of the stream")
+        await asyncio.to_thread(self._datasets.check_spec, first.spec)
+        return await self._datasets.receive(first.spec, _pieces(request_iterator))
+
+    def GetDataset(self, request: pb.GetDatasetRequest, context: ServicerContext) -> pb.Dataset:
+        return self._datasets.get(request.name)
+
+    def ListDatasets(self, request: pb.ListDatasetsRequest, context: ServicerContext) -> pb.ListDatasetsResponse:
+        return self._datasets.list(_page(request, "datasets"))
+
+    def CreateJob(self, request: pb.CreateJobRequest, context: ServicerContext) -> pb.Job:
+        return self._jobs.create(request)
+
+    def GetJob(self, request: pb.GetJobRequest, context: ServicerContext) -> pb.Job:
+        return self._jobs.get(request.name)
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
+        return self._jobs.list(_page(request, "jobs"))
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, context: ServicerContext
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        async for response in self._watcher.watch(request.name):
+            yield response
+
+    def CancelJob(self, request: pb.CancelJobRequest, context: ServicerContext) -> pb.Job:
+        return self._jobs.cancel(request.name)
+
+    def CreateBatch(self, request: pb.CreateBatchRequest, context: ServicerContext) -> pb.Batch:
+        return self._batches.create(request)
+
+    def GetBatch(self, request: pb.GetBatchRequest, context: ServicerContext) -> pb.Batch:
+        return self._batches.get(request.name)
+
+    def ListBatches(self, request: pb.ListBatchesRequest, context: ServicerContext) -> pb.ListBatchesResponse:
+        return self._batches.list(_page(request, "batches"))
+
+
+def _page(request: pb.ListDatasetsRequest | pb.ListJobsRequest | pb.ListBatchesRequest, collection: str) -> Page:
+    parent = TENANT.parse(request.parent, "parent")["tenant"]
+    return parse_page(request.page_size, request.page_token, collection, parent)
+
+
+async def _pieces(requests: _Upload) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("content") != "data":
+            raise InvalidArgumentError("data", "is missing: only the first message carries the spec")
+        yield request.data

@@ -1,0 +1,1 @@
+"""What every training method is made of. Importing the package itself imports nothing."""

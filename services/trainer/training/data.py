@@ -1,0 +1,131 @@
+"""Training examples: images as cached latents, prompts as cached text embeddings.
+
+Neither the VAE nor the text encoder runs again once the examples are made.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from atelier.diffusion.base import Base, encode_images, encode_prompts
+from atelier.diffusion.sampler import SamplingConfig, sample
+from atelier.errors import InvalidArgumentError
+from services.trainer.methods.base import TrainingJob
+from services.trainer.training.noise import seeded_generator
+
+# Sampling of prior-preservation images: they need not be as fine as a user's.
+_CLASS_IMAGE_STEPS = 12
+_CLASS_IMAGE_CHUNK = 8
+_MAX_CACHED_SETS = 64
+_class_images: OrderedDict[tuple[object, ...], torch.Tensor] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Latents [N, channels, height, width] and, row by row, their text embeddings [N, 77, width]."""
+
+    latents: torch.Tensor
+    text: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def rows(self, indices: Sequence[int]) -> Examples:
+        return Examples(self.latents[list(indices)], self.text[list(indices)])
+
+
+def load_images(job: TrainingJob) -> torch.Tensor:
+    """The job's images, upright, cropped to the central square and resized: uint8 [N, resolution, resolution, 3].
+
+    Raises:
+        InvalidArgumentError: an image that cannot be decoded; the message names it.
+    """
+    return torch.stack([_load_image(image.path, image.contents, job.config.resolution) for image in job.images])
+
+
+def _load_image(path: str, contents: bytes, size: int) -> torch.Tensor:
+    try:
+        with Image.open(io.BytesIO(contents)) as file:
+            image = ImageOps.exif_transpose(file).convert("RGBA")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidArgumentError(
+            "job.dataset", f"image {path} cannot be decoded", reason="IMAGE_NOT_DECODABLE"
+        ) from error
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square))
+
+
+def instance_examples(base: Base, job: TrainingJob, images: torch.Tensor) -> Examples:
+    """The images with their captions, or the instance prompt where there is none."""
+    return _with_text(base, encode_images(base, images), [c.caption or job.instance_prompt for c in job.images])
+
+
+def class_prompts(job: TrainingJob) -> list[str]:
+    """Prompts of the prior-preservation images: the class prompt, and the captions with the class's words."""
+    captions = [to_class_words(image.caption, job) for image in job.images if image.caption]
+    return list(dict.fromkeys([job.class_prompt, *captions]))
+
+
+def class_examples(base: Base, job: TrainingJob) -> Iterator[int | Examples]:
+    """Draws what the bare base model makes of the class prompts (Ruiz et al. 2023, section 3.3).
+
+    Yields the number of images that are ready, after each chunk of them, and at last the examples. Images are kept in
+    memory for later jobs with the same base model, prompts and seed.
+    """
+    config, prompts = job.config, class_prompts(job)
+    key = (base.digest, tuple(prompts), config.num_class_images, config.resolution, config.seed)
+    texts = [prompts[i % len(prompts)] for i in range(config.num_class_images)]
+    if key not in _class_images:
+        latents = []
+        for start in range(0, len(texts), _CLASS_IMAGE_CHUNK):
+            chunk = texts[start : start + _CLASS_IMAGE_CHUNK]
+            seeds = [config.seed + start + i for i in range(len(chunk))]
+            sampling = SamplingConfig(size=config.resolution, steps=_CLASS_IMAGE_STEPS)
+            latents.append(encode_images(base, sample(base, chunk, seeds, sampling)))
+            yield start + len(chunk)
+        _class_images[key] = torch.cat(latents)
+        if len(_class_images) > _MAX_CACHED_SETS:
+            _class_images.popitem(last=False)
+    yield _with_text(base, _class_images[key], texts)
+
+
+def to_class_words(prompt: str, job: TrainingJob) -> str:
+    """`prompt` with the words that only the instance prompt has replaced by those that only the class prompt has.
+
+    With `a photo of a sks fox` and `a photo of a fox face`, `a sks fox in snow` becomes `a fox face in snow`.
+    """
+    instance, klass = job.instance_prompt.split(), job.class_prompt.split()
+    if not instance or not klass:
+        return prompt
+    while instance and klass and instance[0] == klass[0]:
+        instance, klass = instance[1:], klass[1:]
+    while instance and klass and instance[-1] == klass[-1]:
+        instance, klass = instance[:-1], klass[:-1]
+    words, replaced = prompt.split(), " ".join(instance)
+    if not replaced or replaced not in prompt:
+        return prompt
+    return " ".join(" ".join(words).replace(replaced, " ".join(klass)).split())
+
+
+def epoch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Indices of the batch at `step`: every example once an epoch, in an order that only seed and epoch decide."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: torch.randperm(count, generator=seeded_generator(seed, "order", epoch)).tolist()
+        for epoch in {position // count for position in positions}
+    }
+    return [orders[position // count][position % count] for position in positions]
+
+
+def _with_text(base: Base, latents: torch.Tensor, prompts: Sequence[str]) -> Examples:
+    distinct = list(dict.fromkeys(prompts))
+    embeddings = encode_prompts(base, distinct)
+    return Examples(latents.float(), embeddings[[distinct.index(prompt) for prompt in prompts]])

@@ -1,0 +1,78 @@
+"""Validation images and their scores, the base model's beside the adapter's.
+
+Both draw the same prompts with the same seeds; the base's prompts have the class's words in place of the instance's,
+since it has never heard of the instance. CLIP-T is measured against the class's words for both.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from atelier.diffusion.base import Base
+from atelier.diffusion.sampler import SamplingConfig, sample
+from atelier.diffusion.scorer import ClipScorer
+from atelier.diffusion.slots import TrainingSlots
+from services.trainer.methods.base import Evaluated, Scores, TrainingJob
+from services.trainer.training.data import to_class_words
+
+# Images per prompt: few prompts get more of them, so that a score is a mean of at least this many where it can be.
+_IMAGES = 16
+_MAX_IMAGES_PER_PROMPT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The scores, and for each prompt the adapter's first image (uint8 [prompts, height, width, 3])."""
+
+    scores: Evaluated
+    samples: torch.Tensor
+
+
+def validation_prompts(job: TrainingJob) -> list[str]:
+    """The job's, or its instance prompt (or first caption) where it has none."""
+    return list(job.validation_prompts) or [job.instance_prompt or job.images[0].caption]
+
+
+def draw(base: Base, job: TrainingJob, slots: TrainingSlots | None, *, per_prompt: int) -> torch.Tensor:
+    """Draws `per_prompt` images of each validation prompt, with the slots' adapter or, without slots, with the base."""
+    prompts = validation_prompts(job)
+    if slots is None:
+        prompts = [to_class_words(prompt, job) for prompt in prompts]
+    seeds = [job.config.seed + i for i in range(per_prompt)]
+    with slots.bind(slots.gather()) if slots else nullcontext(), torch.no_grad():
+        return sample(
+            base,
+            [prompt for prompt in prompts for _ in seeds],
+            seeds * len(prompts),
+            SamplingConfig(size=job.config.resolution),
+        )
+
+
+def evaluate(
+    base: Base, scorer: ClipScorer, job: TrainingJob, slots: TrainingSlots, references: torch.Tensor
+) -> Evaluation:
+    """Scores base and adapter on the validation prompts; `references` are the training images."""
+    prompts = validation_prompts(job)
+    per_prompt = max(1, min(_MAX_IMAGES_PER_PROMPT, _IMAGES // len(prompts)))
+    texts = [to_class_words(prompt, job) for prompt in prompts for _ in range(per_prompt)]
+
+    def score(images: torch.Tensor) -> Scores:
+        return Scores(
+            clip_i=scorer.clip_i(images, references).mean().item(), clip_t=scorer.clip_t(images, texts).mean().item()
+        )
+
+    with_adapter = draw(base, job, slots, per_prompt=per_prompt)
+    scores = Evaluated(base=score(draw(base, job, None, per_prompt=per_prompt)), adapter=score(with_adapter))
+    return Evaluation(scores=scores, samples=with_adapter[::per_prompt])
+
+
+def encode_png(image: torch.Tensor) -> bytes:
+    """PNG of one uint8 [height, width, 3] image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""The load-back gate: an adapter's file must do in plain diffusers what its slot did in training.
+
+Guards against adapters whose keys are ignored on loading, or that have no effect, before anything is published.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from atelier.diffusion.adapter_file import FILE_NAME
+from atelier.diffusion.base import Base
+from atelier.diffusion.slots import TrainingSlots
+from atelier.errors import InternalError
+
+# Largest difference, relative to the largest output. Measured on a CPU in float32: below 1e-5.
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+@torch.no_grad()
+def check_load_back(base: Base, slots: TrainingSlots, contents: bytes, text: torch.Tensor) -> float:
+    """Loads the file into a fresh UNet and compares it with the slot.
+
+    Args:
+        contents: of the adapter file.
+        text: embeddings [N, 77, width] to compare on.
+
+    Returns:
+        The largest difference to the slot, relative to the largest output.
+
+    Raises:
+        InternalError: a tensor was not loaded, the outputs differ, or the adapter does nothing.
+    """
+    fresh = UNet2DConditionModel.from_pretrained(base.path / "unet", dtype=base.dtype, local_files_only=True)
+    fresh.to(base.device)
+    _load_as_diffusers_does(fresh, contents)
+    loaded = sum("lora_" in name for name, _ in fresh.named_parameters())
+    if loaded != 2 * len(slots.layers):
+        _fail(f"diffusers loaded {loaded} of {2 * len(slots.layers)} tensors")
+    inputs = _inputs(base, text)
+    plain = base.unet(*inputs).sample.float()
+    with slots.bind(slots.gather()), torch.autocast(base.device.type, base.dtype, enabled=base.device.type == "cuda"):
+        wanted = base.unet(*inputs).sample.float()
+    scale = wanted.abs().max()
+    difference = ((fresh(*inputs).sample.float() - wanted).abs().max() / scale).item()
+    effect = ((wanted - plain).abs().max() / scale).item()
+    if not difference <= _TOLERANCES[base.dtype]:
+        _fail(f"the file's output differs from the trained one by {difference:.2e}")
+    if not effect > difference:
+        _fail(f"the adapter changes the output by no more than rounding does: {effect:.2e}")
+    return difference
+
+
+def _load_as_diffusers_does(unet: UNet2DConditionModel, contents: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / FILE_NAME).write_bytes(contents)
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            folder, weight_name=FILE_NAME, return_lora_metadata=True
+        )
+    StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, metadata=metadata)
+
+
+def _inputs(base: Base, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    size, channels = base.unet.config["sample_size"], base.unet.config["in_channels"]
+    noise = torch.randn(len(text), channels, size, size, generator=torch.Generator("cpu").manual_seed(0))
+    timesteps = torch.linspace(1, 999, len(text)).long()
+    return noise.to(base.device, base.dtype), timesteps.to(base.device), text
+
+
+def _fail(description: str) -> None:
+    raise InternalError(f"load-back check: {description}", reason="LOAD_BACK_FAILED")

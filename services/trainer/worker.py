@@ -1,0 +1,178 @@
+"""The Ray worker: holds a warm base model and trains the jobs that it is given, one after the other.
+
+It tells the trainer what happens as a stream of plain events; files go straight to S3, the adapter straight to the
+registry. It decides nothing about a job's state, and forgets a job when it is done with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from atelier import errors
+from atelier.rpc.logs import configure_logging
+from atelier.rpc.status import to_status
+from atelier.storage.blobs import BlobStore, S3Config
+from services.trainer.job_files import JobFiles
+from services.trainer.methods import load_train
+from services.trainer.methods.base import (
+    CheckpointReady,
+    Evaluated,
+    Event,
+    Finished,
+    Preparing,
+    Previews,
+    StepDone,
+    TrainingJob,
+)
+from services.trainer.publishing import publish
+from services.trainer.queue import Assignment
+from services.trainer.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from atelier.diffusion.base import Base
+
+_log = structlog.get_logger("atelier.worker")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """What a worker needs beside a job."""
+
+    bases: Mapping[str, Path]
+    """Base models by name; the first is loaded at once."""
+    scorer: Path
+    s3: S3Config
+    registry: str
+    """`host:port`."""
+    torch_threads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointSaved:
+    """The job can be resumed from this step."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewsSaved:
+    """Previews of this step are in S3."""
+
+    step: int
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """The adapter is in the registry. Last event of a job that succeeded."""
+
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """The job ended without a result. Last event of such a job. `status` is a serialized google.rpc.Status."""
+
+    status: bytes = field(repr=False)
+
+
+WorkerEvent = Preparing | StepDone | Evaluated | CheckpointSaved | PreviewsSaved | Published | Stopped
+
+
+class TrainingWorker:
+    """The actor's class; the scheduler makes it a Ray actor with two threads, so that `stop` gets through."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        import torch
+
+        configure_logging("worker")
+        torch.set_num_threads(config.torch_threads)
+        self._config = config
+        self._files = JobFiles(BlobStore(config.s3))
+        self._base: Base | None = None
+        self._stopping: set[str] = set()
+        self._warm(next(iter(config.bases)))
+
+    def ready(self) -> bool:
+        """Answers once the base model is warm."""
+        return True
+
+    def stop(self, uid: str) -> None:
+        """Asks the job to end at its next step."""
+        self._stopping.add(uid)
+
+    def run(self, assignment: Assignment, token: str) -> Iterator[WorkerEvent]:
+        """Trains one job. `token` lets it publish for the job's tenant. Never raises: an error is an event."""
+        try:
+            yield from self._train(assignment, token)
+        except errors.AtelierError as error:
+            yield Stopped(status=to_status(error).SerializeToString())
+        except Exception:
+            _log.exception("training failed", job=assignment.uid)
+            known = errors.InternalError("training failed; the worker's log says why", metadata={"job": assignment.uid})
+            yield Stopped(status=to_status(known).SerializeToString())
+        finally:
+            self._stopping.discard(assignment.uid)
+
+    def _train(self, assignment: Assignment, token: str) -> Iterator[WorkerEvent]:
+        base = self._warm(assignment.base_name)
+        if base.digest != assignment.base_digest:
+            raise errors.FailedPreconditionError(
+                f"the base model {base.name} has changed since the job was created", reason="BASE_MODEL_CHANGED"
+            )
+        events = load_train(assignment.method)(
+            self._training_job(assignment),
+            base,
+            self._scorer,
+            resume=self._files.checkpoint(assignment.uid, assignment.checkpoint_step),
+            should_stop=lambda: assignment.uid in self._stopping,
+        )
+        evaluated: Evaluated | None = None
+        for event in events:
+            if isinstance(event, Evaluated):
+                evaluated = event
+            if isinstance(event, Finished):
+                yield Preparing(what="publishing")
+                version = publish(self._config.registry, token, assignment, event.files, evaluated)
+                yield Published(version=version)
+            else:
+                yield self._stored(assignment.uid, event)
+
+    def _stored(self, uid: str, event: Event) -> WorkerEvent:
+        """The event without the bytes that it brought: those are in S3."""
+        if isinstance(event, CheckpointReady):
+            self._files.save_checkpoint(uid, event.step, event.contents)
+            return CheckpointSaved(step=event.step)
+        if isinstance(event, Previews):
+            self._files.save_previews(uid, event.step, event.pngs)
+            return PreviewsSaved(step=event.step, prompts=event.prompts)
+        assert not isinstance(event, Finished)
+        return event
+
+    def _warm(self, name: str) -> Base:
+        import torch
+
+        from atelier.diffusion.base import default_dtype, load_base
+        from atelier.diffusion.scorer import ClipScorer
+
+        if self._base is None or self._base.name != name:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self._base = load_base(self._config.bases[name], device=device, dtype=default_dtype(device))
+            self._scorer = ClipScorer(self._config.scorer, self._base)
+        return self._base
+
+    def _training_job(self, assignment: Assignment) -> TrainingJob:
+        return TrainingJob(
+            method=assignment.method,
+            config=TrainingConfig(**assignment.config),
+            images=self._files.images(assignment.images),
+            dataset_digest=assignment.dataset_digest,
+            instance_prompt=assignment.instance_prompt,
+            class_prompt=assignment.class_prompt,
+            validation_prompts=assignment.validation_prompts,
+        )

@@ -1,0 +1,1 @@
+"""Tests: real processes, real sockets, a real S3 server."""

@@ -1,0 +1,1 @@
+"""What tests share: servers that they start, and files that they upload."""

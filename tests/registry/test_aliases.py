@@ -1,0 +1,165 @@
+"""Aliases and references: they move as one, and only from where the caller believes them to be."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from atelier.client import RegistryClient
+from atelier.errors import AbortedError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.status import translated_errors
+from tests.harness.files import adapter_files, version
+from tests.registry.uploads import OWN_FOX
+
+RACERS = 16
+
+
+@pytest.fixture
+def three_versions(registry: RegistryClient) -> list[pb.Version]:
+    """The adapter `fox` with versions 1, 2 and 3."""
+    registry.create_adapter("fox")
+    return [registry.publish("fox", version(), adapter_files(seed)) for seed in range(3)]
+
+
+def test_alias_is_created_and_moved(registry: RegistryClient, three_versions: list[pb.Version], tenant: str) -> None:
+    created = registry.set_alias("fox", "prod", "1")
+    assert created.name == f"tenants/{tenant}/adapters/fox/aliases/prod"
+    assert registry.resolve("fox@prod") == three_versions[0]
+    moved = registry.set_alias("fox", "prod", "3", etag=created.etag)
+    assert moved.etag != created.etag
+    assert registry.resolve("fox@prod") == three_versions[2]
+    assert list(registry.aliases("fox")) == [moved]
+
+
+def test_move_to_where_it_points_already_changes_nothing(
+    registry: RegistryClient, three_versions: list[pb.Version]
+) -> None:
+    assert registry.set_alias("fox", "prod", "1") == registry.set_alias("fox", "prod", "1")
+
+
+def test_stale_etag_moves_nothing(registry: RegistryClient, three_versions: list[pb.Version]) -> None:
+    stale = registry.set_alias("fox", "prod", "1").etag
+    current = registry.set_alias("fox", "prod", "2")
+    with pytest.raises(AbortedError) as caught:
+        registry.set_alias("fox", "prod", "3", etag=stale)
+    assert caught.value.reason == "ETAG_MISMATCH"
+    assert list(registry.aliases("fox")) == [current]
+
+
+def test_etag_of_an_alias_that_is_not_there_creates_nothing(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    alias = pb.Alias(name=f"{OWN_FOX}/aliases/prod", version=three_versions[0].name, etag="0")
+    with pytest.raises(AbortedError), translated_errors():
+        registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias, allow_missing=True))
+    with pytest.raises(NotFoundError), translated_errors():
+        registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias))
+    assert list(registry.aliases("fox")) == []
+
+
+def test_of_many_who_move_an_alias_from_one_state_one_wins(
+    registry: RegistryClient, three_versions: list[pb.Version]
+) -> None:
+    etag = registry.set_alias("fox", "prod", "1").etag
+
+    def move(racer: int) -> str | None:
+        try:
+            return registry.set_alias("fox", "prod", str(2 + racer % 2), etag=etag).version
+        except AbortedError:
+            return None
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        winners = [result for result in pool.map(move, range(RACERS)) if result]
+    assert winners == [registry.resolve("fox@prod").name]
+
+
+def test_missing_alias_is_created_only_when_allowed(
+    registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    alias = pb.Alias(name=f"{OWN_FOX}/aliases/prod", version=three_versions[0].name)
+    with pytest.raises(NotFoundError) as caught, translated_errors():
+        registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias))
+    assert caught.value.reason == "ALIAS_NOT_FOUND"
+    created = registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias, allow_missing=True))
+    assert registry_stub.GetAlias(pb.GetAliasRequest(name=created.name)) == created
+
+
+def test_aliases_come_in_pages(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
+    registry.create_adapter("fox")
+    registry.publish("fox", version(), adapter_files())
+    for alias in ("c", "a", "b"):
+        registry.set_alias("fox", alias, "1")
+    first = registry_stub.ListAliases(pb.ListAliasesRequest(parent=OWN_FOX, page_size=2))
+    second = registry_stub.ListAliases(
+        pb.ListAliasesRequest(parent=OWN_FOX, page_size=2, page_token=first.next_page_token)
+    )
+    assert [alias.name[-1] for page in (first, second) for alias in page.aliases] == ["a", "b", "c"]
+    assert not second.next_page_token
+
+
+@pytest.mark.parametrize("alias", ["latest", "1", "1st", "Prod", "a-", "x" * 64, ""])
+def test_alias_that_could_mean_something_else_is_refused(
+    registry: RegistryClient, three_versions: list[pb.Version], alias: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        registry.set_alias("fox", alias, "1")
+    assert caught.value.violations[0].field == "alias.name"
+
+
+def test_alias_points_only_at_a_version_of_its_own_adapter(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    registry.create_adapter("cat")
+    alias = pb.Alias(name="tenants/-/adapters/cat/aliases/prod", version=three_versions[0].name)
+    with pytest.raises(InvalidArgumentError) as caught, translated_errors():
+        registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias, allow_missing=True))
+    assert caught.value.violations[0].field == "alias.version"
+    with pytest.raises(NotFoundError) as missing:
+        registry.set_alias("fox", "prod", "4")
+    assert missing.value.reason == "VERSION_NOT_FOUND"
+    assert list(registry.aliases("fox")) == []
+
+
+def test_references_mean_latest_number_or_alias(registry: RegistryClient, three_versions: list[pb.Version]) -> None:
+    registry.set_alias("fox", "prod", "1")
+    for reference, expected in (("fox", 2), ("fox@latest", 2), ("fox@2", 1), ("fox@prod", 0)):
+        assert registry.resolve(reference) == three_versions[expected]
+
+
+def test_adapter_without_versions_has_no_latest_one(registry: RegistryClient) -> None:
+    registry.create_adapter("fox")
+    with pytest.raises(FailedPreconditionError) as caught:
+        registry.resolve("fox")
+    assert caught.value.reason == "ADAPTER_HAS_NO_VERSION"
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("cat", "ADAPTER_NOT_FOUND"),
+        ("cat@1", "ADAPTER_NOT_FOUND"),
+        ("fox@4", "VERSION_NOT_FOUND"),
+        ("fox@0", "VERSION_NOT_FOUND"),
+        ("fox@01", "VERSION_NOT_FOUND"),
+        ("fox@" + "9" * 60, "VERSION_NOT_FOUND"),
+        ("fox@prod", "ALIAS_NOT_FOUND"),
+    ],
+)
+def test_unknown_references_are_not_found(
+    registry: RegistryClient, three_versions: list[pb.Version], reference: str, reason: str
+) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        registry.resolve(reference)
+    assert caught.value.reason == reason
+    assert len(caught.value.metadata) == 1
+
+
+def test_reference_that_nothing_can_be_called_is_refused(
+    registry: RegistryClient, three_versions: list[pb.Version]
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        registry.resolve("fox@Prod")
+    assert caught.value.violations[0].field == "reference"
