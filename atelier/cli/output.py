@@ -51,13 +51,18 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error whose tasks have a `detail` text beside it; it goes away when the work is done."""
+    """A bar on standard error whose tasks have a `detail` text beside it; it goes away when the work is done.
+
+    Where standard error is no terminal there is no bar.
+    """
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         TextColumn("{task.fields[detail]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -42,16 +42,20 @@ class Patience:
 
     def __init__(self) -> None:
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._last_answer: float | None = None
+        self._has_answered = False
+        self._away_since: float | None = None
 
     def reset(self) -> None:
         """The service has answered."""
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._last_answer = time.monotonic()
+        self._has_answered = True
+        self._away_since = None
 
     def wait(self) -> bool:
-        """False, at once, when the service never answered or has not for GIVE_UP_SECONDS."""
-        if self._last_answer is None or time.monotonic() - self._last_answer > GIVE_UP_SECONDS:
+        """False, at once, when the service has never answered or has been away for GIVE_UP_SECONDS."""
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if not self._has_answered or now - self._away_since > GIVE_UP_SECONDS:
             return False
         time.sleep(self._pause_seconds)
         self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
@@ -89,7 +93,13 @@ def goes_on(what: str, *commands: str) -> Iterator[None]:
 
 
 def watch_job(trainer: TrainerClient, job_id: str, *, previews: Path | None = None) -> pb.Job:
-    """Shows a job's progress until it has ended, and returns it. `previews` is a folder for sample images."""
+    """Shows a job's progress until it has ended, and returns it.
+
+    Where standard error is no terminal, a line for each stage takes the bar's place.
+
+    Args:
+        previews: folder that gets the sample images.
+    """
     job = pb.Job()
     with progress_bar() as progress:
         task = progress.add_task("connecting", total=None, detail="")
@@ -98,6 +108,9 @@ def watch_job(trainer: TrainerClient, job_id: str, *, previews: Path | None = No
             progress.update(task, detail="the trainer does not answer; trying again")
 
         for response in follow(trainer, job_id, on_break=say_broken):
+            stage = _stage(response.job)
+            if progress.disable and stage != _stage(job):
+                click.echo(f"job {job_id}: {stage}", err=True)
             job = response.job
             _show(progress, task, job)
             if previews is not None:
@@ -133,17 +146,19 @@ def _patiently(ask: Callable[[], _Answer]) -> _Answer:
                 raise
 
 
+def _stage(job: pb.Job) -> str:
+    return job.progress.stage if job.state == pb.JOB_STATE_RUNNING else state_name(job.state).lower()
+
+
 def _show(progress: Progress, task: TaskID, job: pb.Job) -> None:
     now = job.progress
-    stage = now.stage if job.state == pb.JOB_STATE_RUNNING else state_name(job.state).lower()
     details = []
     if now.step:
         details.append(f"step {now.step}/{now.total_steps}  loss {now.loss:.4f}")
     if now.images_per_second and now.step < now.total_steps:
         details.append(f"{now.images_per_second:.1f} images/s  ETA {timedelta(seconds=round(now.eta_seconds))}")
-    progress.update(
-        task, description=stage, total=now.total_steps or None, completed=now.step, detail="  ".join(details)
-    )
+    total = now.total_steps or None
+    progress.update(task, description=_stage(job), total=total, completed=now.step, detail="  ".join(details))
 
 
 def _save(samples: Iterable[pb.Sample], folder: Path) -> None:

@@ -36,22 +36,25 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: keeps every listener on loopback
         }
         """What every program that speaks to this cluster needs in its environment."""
-        self._log_path = folder / "ray.log"
         self._session_folder = Path(tempfile.gettempdir()) / f"atelier-ray-{os.getpid()}-{secrets.token_hex(3)}"
-        self._port = free_ports(1)[0]
-        self._process = ManagedProcess("Ray", self._command(), self._log_path, self.env)
+        self._port, client_port, agent_port = free_ports(3)
+        command = self._command(client_port, agent_port)
+        self._process = ManagedProcess("Ray", command, folder / "ray.log", self.env)
 
     @property
     def address(self) -> str:
         """`host:port` of the head node."""
         return f"127.0.0.1:{self._port}"
 
-    def _command(self) -> list[str]:
+    def _command(self, client_port: int, agent_port: int) -> list[str]:
         flags = {
             "node-ip-address": "127.0.0.1",
             "port": self._port,
+            "ray-client-server-port": client_port,
+            "dashboard-agent-listen-port": agent_port,
             "include-dashboard": "false",
             "temp-dir": self._session_folder,
             "object-store-memory": 200_000_000,

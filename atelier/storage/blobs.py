@@ -95,6 +95,12 @@ class BlobStore:
                 response.close()
                 response.release_conn()
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key that starts with `prefix`."""
+        with _translated():
+            for entry in self._client.list_objects(self._bucket, prefix, recursive=True):
+                yield str(entry.object_name)
+
     def delete(self, key: str) -> None:
         """Deletes what is under a key, if anything."""
         with _translated():

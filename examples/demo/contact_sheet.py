@@ -14,7 +14,7 @@ MARGIN = 28
 LABEL_WIDTH = 200
 COLUMN_GAP = 30
 HEADING_HEIGHT = 64
-INK, SOFT, PAPER, RULE = "#1d2329", "#69737d", "#ffffff", "#dfe3e7"
+INK, SOFT, PAPER, RULE = "#1d2329", "#69737d", "#f6f7f9", "#d9dde2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

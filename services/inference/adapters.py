@@ -168,6 +168,8 @@ def _registry_errors() -> Iterator[None]:
     try:
         yield
     except (UnavailableError, DeadlineExceededError, TimeoutError) as error:
+        if isinstance(error, UnavailableError) and error.retry_after_seconds is not None:
+            raise  # the registry's own answer, with its own advice
         raise UnavailableError(
             "the registry cannot be reached; generation without adapters works meanwhile",
             reason="REGISTRY_UNAVAILABLE",

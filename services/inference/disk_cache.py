@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 import structlog
 
 _FILE_NAME = "weights.safetensors"
-_PREFIX = "sha256:"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _UNFINISHED = "unfinished-"
 _log = structlog.get_logger("atelier.inference")
 
@@ -68,9 +69,8 @@ class DiskCache:
             self._forget_oldest()
 
     def _entry(self, digest: str) -> Path:
-        hexadecimal = digest.removeprefix(_PREFIX)
-        assert len(hexadecimal) == 64 and hexadecimal.isalnum(), "a digest is `sha256:` and 64 digits"
-        return self._folder / hexadecimal
+        assert _DIGEST.fullmatch(digest), "a digest is `sha256:` and 64 hexadecimal digits"
+        return self._folder / digest.removeprefix("sha256:")
 
     def _forget_oldest(self) -> None:
         entries = sorted(self._folder.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)

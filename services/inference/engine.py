@@ -153,7 +153,6 @@ class Engine:
             with metrics.STEP_SECONDS.time():
                 batch.step()
         except Exception as error:
-            self._batch = None
             self._fail(list(chosen), error, "a denoising step failed")
             return
         for generation in chosen:
@@ -196,6 +195,7 @@ class Engine:
             Finished(
                 images=images,
                 slot_load_seconds=generation.slot_load_seconds,
+                denoise_started=generation.denoise_started,
                 denoise_seconds=start - generation.denoise_started,
                 decode_seconds=time.perf_counter() - start,
             )
@@ -213,17 +213,19 @@ class Engine:
 
     def _fail(self, generations: list[Generation], error: Exception, what: str) -> None:
         for generation in generations:
-            known = error
-            if not isinstance(error, AtelierError):
-                _log.error(what, correlation_id=generation.correlation_id, exc_info=error)
-                known = InternalError(f"{what}; correlation id {generation.correlation_id}", reason="ENGINE_FAILED")
-            self._end(generation, known)
+            if isinstance(error, AtelierError):
+                self._end(generation, error)
+                continue
+            _log.error(what, correlation_id=generation.correlation_id, exc_info=error)
+            message = f"{what}; correlation id {generation.correlation_id}"
+            self._end(generation, InternalError(message, reason="ENGINE_FAILED"))
 
     def _end(self, generation: Generation, error: AtelierError) -> None:
         self._remove(generation)
         generation.notify(Failed(error=error))
 
     def _remove(self, generation: Generation) -> None:
+        self._batch = None  # it holds factors that are not to be used again
         if generation in self._active:
             self._active.remove(generation)
             self.slots.release(generation.adapters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class Finished:
 
     images: torch.Tensor
     slot_load_seconds: float
+    denoise_started: float
+    """By time.perf_counter()."""
     denoise_seconds: float
     decode_seconds: float
 
@@ -123,7 +126,7 @@ class Generation:
         weights: Sequence[tuple[str, float]],
         deadline: float | None,
         correlation_id: str,
-        notify: Callable[[Event], None],
+        notify: Callable[[Event], object],
     ) -> None:
         self.tracks = tracks
         self.adapters = adapters
@@ -171,6 +174,4 @@ def make_tracks(base: Base, spec: GenerationSpec, text: torch.Tensor, *, max_row
     num_tracks = -(-spec.num_images // images_a_track)
     seeds = [spec.seed + index for index in range(spec.num_images)]
     ends = [round(spec.num_images * part / num_tracks) for part in range(num_tracks + 1)]
-    return [
-        Track(base, spec, seeds[start:end], text) for start, end in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [Track(base, spec, seeds[start:end], text) for start, end in pairwise(ends)]

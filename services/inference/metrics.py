@@ -17,7 +17,7 @@ STEP_SECONDS = Histogram(
 )
 ADAPTER_LOADS = Counter(
     "atelier_inference_adapter_loads_total",
-    "Adapters that requests asked for, by where they were found: slot, host, disk or registry.",
+    "Adapters by where they were found: slot, host, disk or registry. Requests that load one together count once.",
     ("source",),
 )
 SLOT_EVICTIONS = Counter("atelier_inference_slot_evictions_total", "Idle adapters that made room for others.")

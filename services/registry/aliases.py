@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from atelier.errors import AbortedError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.rpc.names import ADAPTER, ALIAS, VERSION, check_id
+from atelier.rpc.names import ADAPTER, ALIAS, VERSION, check_id, check_text
 from atelier.rpc.pages import parse_page
 from atelier.storage.database import to_timestamp, utc_now
 from services.registry import adapters, versions
@@ -70,7 +70,7 @@ def resolve(session: Session, request: pb.ResolveVersionRequest) -> pb.Version:
     """The version that a reference means now."""
     ids = ADAPTER.parse(request.adapter, "adapter")
     adapter = adapters.find(session, **ids)
-    reference = request.reference
+    reference = check_text(request.reference, "reference", max_characters=63)
     if reference in ("", LATEST):
         return versions.to_message(versions.newest(session, adapter))
     if not reference.isdecimal():

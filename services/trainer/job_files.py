@@ -36,10 +36,11 @@ class JobFiles:
         """The checkpoint of a step; None for step 0, before which there is none."""
         return self._blobs.get(_checkpoint_key(uid, step)) if step else None
 
-    def delete_checkpoint(self, uid: str, step: int) -> None:
-        """Deletes a checkpoint that a newer one, or the end of the job, has made useless."""
-        if step:
-            self._blobs.delete(_checkpoint_key(uid, step))
+    def delete_checkpoints(self, uid: str, *, before_step: int) -> None:
+        """Deletes the checkpoints of earlier steps: a newer one, or the end of the job, has made them useless."""
+        for key in list(self._blobs.keys(_checkpoint_folder(uid))):
+            if key < _checkpoint_key(uid, before_step):
+                self._blobs.delete(key)
 
     def save_previews(self, uid: str, step: int, pngs: Sequence[bytes]) -> None:
         """Stores the previews of a step."""
@@ -51,8 +52,12 @@ class JobFiles:
         return [self._blobs.get(_preview_key(uid, step, index)) for index in range(count)]
 
 
+def _checkpoint_folder(uid: str) -> str:
+    return f"jobs/{uid}/checkpoints/"
+
+
 def _checkpoint_key(uid: str, step: int) -> str:
-    return f"jobs/{uid}/checkpoints/{step:06d}.safetensors"
+    return f"{_checkpoint_folder(uid)}{step:06d}.safetensors"
 
 
 def _preview_key(uid: str, step: int, index: int) -> str:

@@ -5,4 +5,6 @@ from __future__ import annotations
 from prometheus_client import Counter
 
 STEPS = Counter("atelier_training_steps_total", "Optimizer steps done.")
-JOBS_ENDED = Counter("atelier_training_runs_total", "Runs of jobs that ended, by outcome.", ["outcome"])
+RUNS_ENDED = Counter(
+    "atelier_training_runs_total", "Runs of jobs that ended, by SUCCEEDED or error reason.", ["outcome"]
+)

@@ -92,8 +92,8 @@ class Queue:
             row.adapter_version = adapter_version
             _end(row, State.SUCCEEDED)
 
-    def fail(self, uid: str, error: errors.AtelierError) -> None:
-        """Ends a job by its error, or puts it back when the error will pass."""
+    def fail(self, uid: str, error: errors.AtelierError) -> State:
+        """Ends a job by its error, or puts it back when the error will pass. Returns what the job is then."""
         with self._database.transaction() as session:
             row = self._own(session, uid)
             if row.state == State.CANCELLING:
@@ -103,6 +103,7 @@ class Queue:
             else:
                 row.error = MessageToDict(to_status(error))
                 _end(row, State.FAILED)
+            return State(row.state)
 
     def lose_worker(self, uid: str) -> None:
         """The worker died under the job; another one tries, but not for ever."""

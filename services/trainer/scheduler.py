@@ -23,7 +23,7 @@ from services.trainer import metrics
 from services.trainer.job_files import JobFiles
 from services.trainer.methods.base import Evaluated, Preparing, StepDone
 from services.trainer.queue import Assignment, LeaseLostError, Queue
-from services.trainer.tables import State
+from services.trainer.tables import TERMINAL, State
 from services.trainer.worker import (
     CheckpointSaved,
     PreviewsSaved,
@@ -38,6 +38,7 @@ POLL_SECONDS = 0.3
 REPORT_SECONDS = 0.5
 RETRY_SECONDS = 2.0
 TOKEN_SECONDS = 24 * 3600.0
+MAX_STEP = 1_000_000
 _log = structlog.get_logger("atelier.scheduler")
 
 
@@ -148,7 +149,6 @@ class _Run:
         self._worker = worker
         self._uid = assignment.uid
         self._name = assignment.name
-        self._saved_step = assignment.checkpoint_step
         self._changes: dict[str, Any] = {}
         self._end: Published | Stopped | None = None
         self.done = asyncio.Event()
@@ -186,37 +186,36 @@ class _Run:
                 await asyncio.wait_for(self.done.wait(), REPORT_SECONDS)
 
     async def flush(self) -> State:
-        """Writes what has changed, renews the lease, and drops the checkpoint that a newer one replaced."""
+        """Writes what has changed, renews the lease, and drops the checkpoints that a newer one replaced."""
         changes, self._changes = self._changes, {}
         try:
             state = await asyncio.to_thread(self._queue.report, self._uid, changes)
         except errors.UnavailableError:
             self._changes = {**changes, **self._changes}
             raise
-        replaced, self._saved_step = self._saved_step, changes.get("checkpoint_step", self._saved_step)
-        if replaced != self._saved_step:
-            await asyncio.to_thread(self._drop_checkpoint, replaced)
+        if "checkpoint_step" in changes:
+            await asyncio.to_thread(self._drop_checkpoints, changes["checkpoint_step"])
         return state
 
     def conclude(self) -> None:
         """Records the end that the worker told."""
         if isinstance(self._end, Published):
             self._queue.succeed(self._uid, self._end.version)
-            self._drop_checkpoint(self._saved_step)
-            outcome = "SUCCEEDED"
+            ended, outcome = True, "SUCCEEDED"
         else:
             assert self._end is not None, "a run ends with Published or Stopped"
             error = from_status(Status.FromString(self._end.status))
-            self._queue.fail(self._uid, error)
-            outcome = error.reason
-        metrics.JOBS_ENDED.labels(outcome).inc()
-        _log.info("job ends", job=self._name, outcome=outcome)
+            ended, outcome = self._queue.fail(self._uid, error) in TERMINAL, error.reason
+        if ended:
+            self._drop_checkpoints(MAX_STEP)
+        metrics.RUNS_ENDED.labels(outcome).inc()
+        _log.info("run ends", job=self._name, outcome=outcome)
 
-    def _drop_checkpoint(self, step: int) -> None:
+    def _drop_checkpoints(self, before_step: int) -> None:
         try:
-            self._files.delete_checkpoint(self._uid, step)
+            self._files.delete_checkpoints(self._uid, before_step=before_step)
         except errors.UnavailableError:
-            _log.warning("checkpoint left behind", job=self._name, step=step)
+            _log.warning("checkpoints left behind", job=self._name)
 
 
 async def _events(stream: Any) -> AsyncIterator[WorkerEvent]:

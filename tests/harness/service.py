@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
+import psutil
 import urllib3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -51,6 +54,23 @@ class ServiceProcess:
 
     def stop(self) -> None:
         """Asks the process to end, and waits."""
+        self.process.stop()
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, and does not wait."""
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    def exit_status(self) -> int:
+        """The status with which the process ends, waited for."""
+        return psutil.Process(self.process.pid).wait(timeout=START_SECONDS)
+
+    def wait_for_health(self, state: str) -> None:
+        """Returns when `health` says this of the server."""
+        wait_until(lambda: health(self.address) == state, timeout_seconds=START_SECONDS, what=f"health is {state}")
+
+    def kill(self) -> None:
+        """Ends the process without a chance to clean up."""
+        os.kill(self.process.pid, signal.SIGKILL)
         self.process.stop()
 
     def connect(self, tenant: str) -> Connection:

@@ -157,9 +157,9 @@ def test_unknown_references_are_not_found(
     assert len(caught.value.metadata) == 1
 
 
-def test_reference_that_nothing_can_be_called_is_refused(
-    registry: RegistryClient, three_versions: list[pb.Version]
-) -> None:
+@pytest.mark.parametrize("reference", ["Prod", "-1", "1.0", "a/b", "9" * 100_000, "a\0"])
+def test_reference_that_nothing_can_be_called_is_refused(registry: RegistryClient, reference: str) -> None:
+    registry.create_adapter("fox")
     with pytest.raises(InvalidArgumentError) as caught:
-        registry.resolve("fox@Prod")
+        registry.resolve(f"fox@{reference}")
     assert caught.value.violations[0].field == "reference"

@@ -149,7 +149,7 @@ def test_an_adapter_of_another_base_model_is_refused_by_layer(contents: bytes, s
 
 def test_the_peer_s_own_files_are_read(base: Base, shapes: dict[str, torch.Size], tmp_path: Path) -> None:
     factors = make_factors(shapes, [_LINEAR])
-    layers = {
+    layers: dict[str, torch.nn.Module | torch.Tensor] = {
         f"{name}.lora_{letter}.weight": tensor
         for name, update in factors.items()
         for letter, tensor in (("A", update.a), ("B", update.b))

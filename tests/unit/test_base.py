@@ -17,7 +17,6 @@ from atelier.diffusion.schedulers import make_scheduler, scheduler_names
 from atelier.errors import InvalidArgumentError
 
 _ROOT = Path(__file__).parents[2]
-_CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 def copy_with(base: Base, folder: Path, file: str, **changes: object) -> Path:
@@ -64,7 +63,7 @@ def test_unsupported_folders_are_refused(
     base: Base, tmp_path: Path, file: str, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        load_base(copy_with(base, tmp_path, file, **changes), **_CPU)
+        load_base(copy_with(base, tmp_path, file, **changes), device=base.device, dtype=base.dtype)
 
 
 def test_prompts_are_encoded_row_by_row_and_cut_to_the_window(base: Base) -> None:

@@ -13,7 +13,7 @@ from atelier.diffusion.slots import Group, InferenceSlots, InferenceSlotsConfig,
 from atelier.errors import InvalidArgumentError
 
 # float32 products of other shapes sum in another order.
-_FP32 = {"rtol": 0.0, "atol": 1e-5}
+_FP32_TOLERANCE = 1e-5
 _FIRST: Group = [(1, 1.0)]
 _SECOND: Group = [(2, 0.7)]
 _BOTH: Group = [(1, 1.0), (2, -0.5)]
@@ -62,19 +62,20 @@ def test_rows_of_a_mixed_batch_equal_each_adapter_alone(base: Base, slots: Infer
     mixed = forward_bound(slots, base, inputs, *groups)
     for row, group in enumerate(groups):
         alone = forward_bound(slots, base, tuple(part[row : row + 1] for part in inputs), group)
-        torch.testing.assert_close(mixed[row : row + 1], alone, **_FP32)
+        torch.testing.assert_close(mixed[row : row + 1], alone, rtol=0, atol=_FP32_TOLERANCE)
 
 
 def test_groups_of_several_rows_take_their_own_adapter(base: Base, slots: InferenceSlots, inputs: tuple) -> None:
     mixed = forward_bound(slots, base, inputs, _FIRST, _SECOND)
-    torch.testing.assert_close(mixed[:2], forward_bound(slots, base, inputs, _FIRST)[:2], **_FP32)
-    torch.testing.assert_close(mixed[2:], forward_bound(slots, base, inputs, _SECOND)[2:], **_FP32)
+    torch.testing.assert_close(mixed[:2], forward_bound(slots, base, inputs, _FIRST)[:2], rtol=0, atol=_FP32_TOLERANCE)
+    torch.testing.assert_close(mixed[2:], forward_bound(slots, base, inputs, _SECOND)[2:], rtol=0, atol=_FP32_TOLERANCE)
 
 
 def test_without_adapters_the_output_is_bit_equal_to_the_bare_model(
     base: Base, slots: InferenceSlots, inputs: tuple
 ) -> None:
-    for groups in ([[]], [[(0, 1.0)]], [[(3, 1.0)]], [[(1, 0.0)], []]):
+    alike_to_none: list[list[Group]] = [[[]], [[(0, 1.0)]], [[(3, 1.0)]], [[(1, 0.0)], []]]
+    for groups in alike_to_none:
         bound = forward_bound(slots, base, inputs, *groups)
         unbound = forward(base, inputs)
         slots.close()
@@ -193,5 +194,5 @@ def test_what_was_trained_acts_the_same_in_an_inference_slot(base: Base, inputs:
     training.close()
     bank = InferenceSlots(base.unet, InferenceSlotsConfig(num_slots=2, max_rank=8))
     bank.load(1, training.factors(0))
-    torch.testing.assert_close(forward_bound(bank, base, inputs, _FIRST), trained, **_FP32)
+    torch.testing.assert_close(forward_bound(bank, base, inputs, _FIRST), trained, rtol=0, atol=_FP32_TOLERANCE)
     bank.close()

@@ -1,7 +1,8 @@
 """DreamBooth-LoRA: a subject bound to a rare word (Ruiz et al. 2023) by low-rank updates (Hu et al. 2021) of the UNet.
 
-The base model stays as it is; the job's slot is all that is trained. Prior preservation draws images of the class
-with the bare base and keeps the adapter true to them. The text encoder is not trained.
+The base model stays as it is; the job's slot is all that is trained, not the text encoder. Prior preservation draws
+images of the class with the bare base and holds the adapter to the base's own predictions on them, with prompts of
+the class and of random words, so that neither the class nor its neighbours take on the subject's looks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from atelier.diffusion.scorer import ClipScorer
 from atelier.errors import CancelledError, InvalidArgumentError
 from services.trainer.methods.base import CheckpointReady, Event, Finished, Preparing, Previews, TrainingJob
 from services.trainer.training.checkpoint import load_checkpoint, save_checkpoint
-from services.trainer.training.data import Examples, class_examples, instance_examples, load_images
+from services.trainer.training.data import Prior, instance_examples, load_images, prepare_prior
 from services.trainer.training.evaluation import draw, encode_png, evaluate, validation_prompts
 from services.trainer.training.loadback import check_load_back
 from services.trainer.training.loop import TrainingLoop
@@ -57,14 +58,14 @@ def _events(job: TrainingJob, base: Base, scorer: ClipScorer, resume: bytes | No
     yield Preparing(what=f"{len(job.images)} training images")
     images = load_images(job)
     instances = instance_examples(base, job, images)
-    class_images: Examples | None = None
+    prior: Prior | None = None
     if job.class_prompt and job.config.prior_loss_weight > 0:
-        for made in class_examples(base, job):
-            if isinstance(made, Examples):
-                class_images = made
+        for made in prepare_prior(base, job):
+            if isinstance(made, Prior):
+                prior = made
             else:
                 yield Preparing(what=f"class images: {made} of {job.config.num_class_images}")
-    loop = TrainingLoop(base, job.config, instances, class_images)
+    loop = TrainingLoop(base, job.config, instances, prior)
     try:
         if resume is not None:
             load_checkpoint(resume, loop, job)

@@ -24,6 +24,8 @@ from services.trainer.training.noise import seeded_generator
 _CLASS_IMAGE_STEPS = 12
 _CLASS_IMAGE_CHUNK = 8
 _MAX_CACHED_SETS = 64
+_WORD_PROMPTS = 128
+_MIN_WORD_LETTERS = 4
 _class_images: OrderedDict[tuple[object, ...], torch.Tensor] = OrderedDict()
 
 
@@ -39,6 +41,14 @@ class Examples:
 
     def rows(self, indices: Sequence[int]) -> Examples:
         return Examples(self.latents[list(indices)], self.text[list(indices)])
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What the adapter must leave as it is: the class's images, and prompts [M, 77, width] about anything."""
+
+    examples: Examples
+    word_text: torch.Tensor
 
 
 def load_images(job: TrainingJob) -> torch.Tensor:
@@ -74,10 +84,10 @@ def class_prompts(job: TrainingJob) -> list[str]:
     return list(dict.fromkeys([job.class_prompt, *captions]))
 
 
-def class_examples(base: Base, job: TrainingJob) -> Iterator[int | Examples]:
+def prepare_prior(base: Base, job: TrainingJob) -> Iterator[int | Prior]:
     """Draws what the bare base model makes of the class prompts (Ruiz et al. 2023, section 3.3).
 
-    Yields the number of images that are ready, after each chunk of them, and at last the examples. Images are kept in
+    Yields the number of images that are ready, after each chunk of them, and at last the prior. Images are kept in
     memory for later jobs with the same base model, prompts and seed.
     """
     config, prompts = job.config, class_prompts(job)
@@ -94,7 +104,22 @@ def class_examples(base: Base, job: TrainingJob) -> Iterator[int | Examples]:
         _class_images[key] = torch.cat(latents)
         if len(_class_images) > _MAX_CACHED_SETS:
             _class_images.popitem(last=False)
-    yield _with_text(base, _class_images[key], texts)
+    words = encode_prompts(base, word_prompts(base, config.seed))
+    yield Prior(_with_text(base, _class_images[key], texts), words)
+
+
+def word_prompts(base: Base, seed: int) -> list[str]:
+    """Prompts of random words that the base's tokenizer has as one token: a sample of all that may be asked of it."""
+    end = "</w>"
+    tokens = (token for token in base.tokenizer.get_vocab() if token.endswith(end))
+    words = sorted(
+        word for token in tokens if len(word := token.removesuffix(end)) >= _MIN_WORD_LETTERS and word.isalpha()
+    )
+    chosen = torch.randint(len(words), (_WORD_PROMPTS, 2), generator=seeded_generator(seed, "words", 0)).tolist()
+    return [
+        f"a photo of a {words[first]}" if i % 2 else f"a {words[first]} {words[second]}"
+        for i, (first, second) in enumerate(chosen)
+    ]
 
 
 def to_class_words(prompt: str, job: TrainingJob) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -19,7 +19,7 @@ from atelier.diffusion.slots import TrainingSlots
 from atelier.errors import FailedPreconditionError
 from services.trainer.methods.base import StepDone
 from services.trainer.training.config import TrainingConfig
-from services.trainer.training.data import Examples, epoch_order
+from services.trainer.training.data import Examples, Prior, epoch_order
 from services.trainer.training.noise import NoiseProcess, seeded_generator
 
 _LOSS_SMOOTHING = 0.95
@@ -42,11 +42,9 @@ class TrainingLoop:
     `step` and `smoothed_loss`, the slot's parameters and the optimizer's moments are the whole state.
     """
 
-    def __init__(
-        self, base: Base, config: TrainingConfig, instances: Examples, class_examples: Examples | None
-    ) -> None:
+    def __init__(self, base: Base, config: TrainingConfig, instances: Examples, prior: Prior | None) -> None:
         self.base, self.config = base, config
-        self.instances, self.class_examples = instances, class_examples
+        self.instances, self.prior = instances, prior
         self.process = NoiseProcess(base.scheduler_config, base.device)
         self.slots = TrainingSlots(
             base.unet,
@@ -103,8 +101,8 @@ class TrainingLoop:
     def _loss(self) -> torch.Tensor:
         """Mean weighted squared error of the instances, plus that of the prior-preservation rows."""
         rows = [self._instance_rows()]
-        if self.class_examples is not None:
-            rows.append(self._prior_rows(self.class_examples))
+        if self.prior is not None:
+            rows.append(self._prior_rows(self.prior))
         latents, timesteps, text = (
             torch.cat([getattr(part, name) for part in rows]) for name in ("latents", "timesteps", "text")
         )
@@ -120,9 +118,22 @@ class TrainingLoop:
         order = epoch_order(len(self.instances), self.config.train_batch_size, self.config.seed, self.step)
         return self._noisy_rows(self.instances.rows(order), "instance")
 
-    def _prior_rows(self, examples: Examples) -> NoisyRows:
-        order = epoch_order(len(examples), self.config.train_batch_size, self.config.seed, self.step)
-        return self._noisy_rows(examples.rows(order), "class")
+    def _prior_rows(self, prior: Prior) -> NoisyRows:
+        """Class images, every second one with a prompt about anything, as the bare base model sees them.
+
+        The target is the bare model's own prediction instead of the noise: zero where nothing has drifted, so that
+        little of it is needed and the prompt need not fit the image.
+        """
+        size = self.config.train_batch_size
+        examples = prior.examples.rows(epoch_order(len(prior.examples), size, self.config.seed, self.step))
+        generator = seeded_generator(self.config.seed, "words", self.step)
+        words = prior.word_text[torch.randint(len(prior.word_text), (size,), generator=generator)]
+        is_word = (torch.arange(size, device=self.base.device) + self.step * size) % 2 == 0
+        text = torch.where(is_word.view(-1, 1, 1), words, examples.text)
+        rows = self._noisy_rows(Examples(examples.latents, text), "class")
+        with torch.no_grad():
+            target = self.base.unet(rows.latents, rows.timesteps, rows.text).sample.float()
+        return replace(rows, target=target)
 
     def _noisy_rows(self, examples: Examples, purpose: str) -> NoisyRows:
         generator = seeded_generator(self.config.seed, purpose, self.step)

@@ -1,0 +1,52 @@
+# Atelier. `make demo` and `make test` set up what they need; nothing else must be run before them.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test test-all lint format protos lock bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## Create .venv with everything that requirements.lock names
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(INSTALLED)
+
+demo: setup  ## Teach Atelier a fox, then draw it where it never was
+	$(BIN)/python -m examples.demo
+
+test: setup lint  ## Check everything over real sockets, servers and training
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint  ## The same, and the slow, exhaustive tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff, mypy and buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tools.lint_protos
+
+format: setup  ## Let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: setup  ## Regenerate atelier/pb from protos/
+	$(BIN)/python -m tools.generate_stubs
+
+lock: setup  ## Pin the newest versions that pyproject.toml allows
+	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --allow-unsafe --no-header \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	sed -i 's/+cpu$$//' requirements.lock  # the build of torch is the machine's choice
+
+bench: setup  ## Atelier beside diffusers with PEFT, in one run
+	$(BIN)/python -m bench
+
+clean:  ## Remove what the targets above made
+	rm -rf $(VENV) demo build .data

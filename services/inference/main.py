@@ -1,0 +1,111 @@
+"""The inference service's process: reads its configuration, warms its base models, serves until SIGTERM.
+
+Every option can come from the environment: `--registry` from ATELIER_INFERENCE_REGISTRY, and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import torch
+
+from atelier.client.registry import RegistryClient
+from atelier.pb.inference.v1 import inference_pb2, inference_pb2_grpc
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.logs import configure_logging
+from atelier.rpc.options import authority, server_config, server_options
+from atelier.rpc.server import Server, ServerConfig, serve
+from services.inference.adapters import AdapterCache, CacheConfig, open_registry
+from services.inference.engine import EngineConfig
+from services.inference.models import Model, load_model
+from services.inference.servicer import InferenceServicer, ServiceConfig
+
+
+def _parse_bases(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    bases: dict[str, Path] = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not (name and separator and path):
+            raise click.BadParameter(f"{value!r} has not the form NAME=PATH")
+        if name in bases:
+            raise click.BadParameter(f"{name!r} is there twice")
+        bases[name] = Path(path)
+    return bases
+
+
+@click.command(context_settings={"auto_envvar_prefix": "ATELIER_INFERENCE"})
+@server_options
+@click.option("--registry", required=True, metavar="HOST:PORT", help="The registry.")
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    required=True,
+    metavar="NAME=PATH",
+    callback=_parse_bases,
+    help="A base model's name and diffusers folder; may be repeated, the first is the default.",
+)
+@click.option("--cache-dir", type=click.Path(path_type=Path), required=True, help="Adapters that were fetched.")
+@click.option("--cache-max-bytes", type=int, default=10 * 2**30, show_default=True, help="Of all files in there.")
+@click.option("--num-slots", type=int, default=9, show_default=True, help="One more than adapters at the same time.")
+@click.option("--max-rank", type=int, default=64, show_default=True, help="Highest rank of an adapter.")
+@click.option("--max-batch-rows", type=int, default=16, show_default=True, help="Rows of a denoising step.")
+@click.option("--max-queued-requests", type=int, default=64, show_default=True, help="More are refused.")
+@click.option("--max-size", type=int, default=1024, show_default=True, help="Largest width and height in pixels.")
+@click.option("--torch-threads", type=int, help="Threads of one operation on a CPU; unset means PyTorch's default.")
+def main(
+    registry: str,
+    bases: dict[str, Path],
+    cache_dir: Path,
+    cache_max_bytes: int,
+    num_slots: int,
+    max_rank: int,
+    max_batch_rows: int,
+    max_queued_requests: int,
+    max_size: int,
+    torch_threads: int | None,
+    **values: Any,
+) -> None:
+    """Generates images with any mix of adapters on warm base models, over gRPC."""
+    configure_logging("inference")
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    engine = EngineConfig(num_slots=num_slots, max_rank=max_rank, max_batch_rows=max_batch_rows)
+    cache = CacheConfig(folder=cache_dir, max_disk_bytes=cache_max_bytes)
+    service = ServiceConfig(max_queued_requests=max_queued_requests, max_size=max_size)
+    asyncio.run(run(server_config(values), authority(values), registry, bases, engine, cache, service))
+
+
+async def run(
+    listening: ServerConfig,
+    tokens: TokenAuthority,
+    registry_address: str,
+    bases: Mapping[str, Path],
+    engine: EngineConfig,
+    cache: CacheConfig,
+    service: ServiceConfig,
+) -> None:
+    """Serves until SIGTERM or SIGINT; requests in flight are finished."""
+    models: dict[str, Model] = {}
+
+    async def warm_up() -> None:
+        loaded = {name: await asyncio.to_thread(load_model, name, path, engine) for name, path in bases.items()}
+        models.update(loaded)
+
+    async def shut_down() -> None:
+        for model in models.values():
+            await asyncio.to_thread(model.engine.stop)
+
+    with open_registry(registry_address, tokens) as connection:
+        servicer = InferenceServicer(models, AdapterCache(RegistryClient(connection), cache), service)
+
+        def register(server: grpc.aio.Server) -> None:
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+
+        server = Server(listening, tokens, inference_pb2.DESCRIPTOR.services_by_name["InferenceService"], register)
+        await serve(server, warm_up=warm_up, shut_down=shut_down)

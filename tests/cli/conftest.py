@@ -1,0 +1,25 @@
+"""Every test of the command line starts with no service known and no profile, and finds those that it asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness.registry import RegistryServer
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No service, no token, no profile; tables are wide."""
+    for name in ("REGISTRY", "TRAINER", "INFERENCE", "TOKEN"):
+        monkeypatch.delenv(f"ATELIER_{name}", raising=False)
+    monkeypatch.setenv("ATELIER_PROFILE", str(tmp_path / "profile.json"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def registry_environment(registry_server: RegistryServer, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of the test's tenant."""
+    monkeypatch.setenv("ATELIER_REGISTRY", registry_server.address)
+    monkeypatch.setenv("ATELIER_TOKEN", registry_server.token(tenant))

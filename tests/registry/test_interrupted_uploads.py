@@ -1,0 +1,130 @@
+"""Uploads that do not reach their end: nothing is visible, nothing stays, and the next one works."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from atelier.client import RegistryClient
+from atelier.errors import InvalidArgumentError, UnavailableError
+from atelier.local.process import wait_until
+from atelier.local.seaweedfs import SeaweedFS
+from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.status import translated_errors
+from tests.harness.files import WEIGHTS, adapter_files, version
+from tests.harness.registry import RegistryServer
+from tests.registry.uploads import declared, upload
+
+FILES = adapter_files(weights_bytes=3_000_000)
+
+
+@pytest.fixture
+def fox(registry: RegistryClient) -> pb.Adapter:
+    """An adapter without versions."""
+    return registry.create_adapter("fox")
+
+
+def half_of(files: dict[str, bytes]) -> list[bytes]:
+    """The bytes of the files up to the middle of the last one."""
+    stream = b"".join(files.values())[: -len(files[WEIGHTS]) // 2]
+    return [stream[start : start + 2**20] for start in range(0, len(stream), 2**20)]
+
+
+def test_upload_that_ends_early_is_refused(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, fox: pb.Adapter
+) -> None:
+    for pieces in ([], half_of(FILES)):
+        with pytest.raises(InvalidArgumentError) as caught, translated_errors():
+            registry_stub.PublishVersion(upload(version(files=declared(FILES)), pieces))
+        assert caught.value.reason == "UPLOAD_INCOMPLETE"
+    assert registry.adapter("fox") == fox
+    assert registry_server.unfinished_uploads() == []
+    assert registry.publish("fox", version(), FILES).name.endswith("/versions/1")
+
+
+def test_upload_that_its_client_cancels_leaves_nothing(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, fox: pb.Adapter
+) -> None:
+    cancelled = threading.Event()
+    request_id = str(uuid.uuid4())
+
+    def messages() -> Iterator[pb.PublishVersionRequest]:
+        yield from upload(version(files=declared(FILES)), half_of(FILES), request_id=request_id)
+        cancelled.wait()
+
+    call = registry_stub.PublishVersion.future(messages())
+    wait_until(lambda: bool(registry_server.unfinished_uploads()), timeout_seconds=30, what="the upload has begun")
+    call.cancel()
+    cancelled.set()
+    wait_until(lambda: not registry_server.unfinished_uploads(), timeout_seconds=30, what="the upload is cleaned up")
+    registry_server.wait_until_idle()
+    assert registry.adapter("fox") == fox
+    assert list(registry.versions("fox")) == []
+    assert registry.publish("fox", version(), FILES, request_id=request_id).name.endswith("/versions/1")
+
+
+@pytest.fixture
+def fragile_store(tmp_path: Path) -> Iterator[SeaweedFS]:
+    """An S3 server of the test's own, to stop and start."""
+    server = SeaweedFS(tmp_path / "seaweedfs")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_without_its_store_the_registry_says_when_to_retry_and_then_goes_on(
+    fragile_store: SeaweedFS, signing_key_file: Path, tmp_path: Path
+) -> None:
+    server = RegistryServer(tmp_path, fragile_store.s3_config("registry"), signing_key_file)
+    server.start()
+    with server.connect("acme") as connection:
+        registry = RegistryClient(connection)
+        registry.create_adapter("fox")
+        kept = registry.publish("fox", version(), FILES)
+        fragile_store.stop()
+        request_id = str(uuid.uuid4())
+        with pytest.raises(UnavailableError) as refused:
+            registry.publish("fox", version(), adapter_files(1), request_id=request_id)
+        with pytest.raises(UnavailableError) as unread:
+            registry.download(kept, WEIGHTS)
+        for error in (refused.value, unread.value):
+            assert error.reason == "OBJECT_STORE_UNAVAILABLE"
+            assert error.retry_after_seconds
+        assert list(registry.versions("fox")) == [kept]
+        assert server.unfinished_uploads() == []
+        fragile_store.start()
+        again = registry.publish("fox", version(), adapter_files(1), request_id=request_id)
+        assert again.name.endswith("/versions/2")
+        assert registry.download(kept, WEIGHTS) == FILES[WEIGHTS]
+    server.stop()
+
+
+def test_registry_that_is_killed_in_an_upload_comes_back_without_it(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path
+) -> None:
+    server = RegistryServer(tmp_path, seaweedfs.s3_config("killed"), signing_key_file)
+    server.start()
+    done = threading.Event()
+
+    def messages() -> Iterator[pb.PublishVersionRequest]:
+        yield from upload(version(files=declared(FILES)), half_of(FILES))
+        done.wait()
+
+    with server.connect("acme") as connection:
+        registry = RegistryClient(connection)
+        created = registry.create_adapter("fox")
+        call = RegistryServiceStub(connection.channel).PublishVersion.future(messages())
+        wait_until(lambda: bool(server.unfinished_uploads()), timeout_seconds=30, what="the upload has begun")
+        server.kill()
+        assert call.code() == grpc.StatusCode.UNAVAILABLE
+        done.set()
+        server.start()
+        assert registry.adapter("fox") == created
+        assert registry.publish("fox", version(), FILES).name.endswith("/versions/1")
+    server.stop()
