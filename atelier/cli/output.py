@@ -42,12 +42,12 @@ def print_document(document: Message | dict[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table; cells are plain text, whatever brackets they hold."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(Text(title, style="bold"), table, sep="\n")
 
 
 def progress_bar() -> Progress:

@@ -232,14 +232,15 @@ class TrainingSlots(SlotBank):
         }
 
     def gather(self) -> Binding:
-        """A binding of one group per job, in order, through which gradients flow into the parameters."""
-        factors = {
-            name: (
-                torch.stack([job[f"{name}.lora_A"] for job in self._jobs]),
-                torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.scale,
-            )
-            for name in self.shapes
-        }
+        """A binding of one group per job, in order, through which gradients flow into the parameters.
+
+        The factors act in the model's number type; the parameters and their gradients stay float32.
+        """
+        factors = {}
+        for name, layer in self.layers.items():
+            a = torch.stack([job[f"{name}.lora_A"] for job in self._jobs])
+            b = torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.scale
+            factors[name] = (a.to(layer.weight.dtype), b.to(layer.weight.dtype))
         return Binding(groups=len(self._jobs), factors=factors)
 
 

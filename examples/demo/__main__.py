@@ -57,7 +57,7 @@ def main() -> int:
     """Runs the demo and returns its exit status."""
     signal.signal(signal.SIGTERM, _end)
     shutil.rmtree(OUT / "data", ignore_errors=True)
-    meter = StageMeter()
+    meter = StageMeter(on_start=lambda name: click.secho(f"▸ {name}", bold=True))
     try:
         drawn = run_story(meter)
     except AtelierError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import psutil
@@ -28,13 +28,15 @@ class Stage:
 
 @dataclass(slots=True)
 class StageMeter:
-    """Measures one stage after the other."""
+    """Measures one stage after the other; `on_start` is told the name of each when it begins."""
 
+    on_start: Callable[[str], None]
     stages: list[Stage] = field(default_factory=list)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measures what runs inside; a stage that raises is measured too."""
+        self.on_start(name)
         stage = Stage(name=name)
         self.stages.append(stage)
         done = threading.Event()

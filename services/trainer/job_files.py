@@ -36,10 +36,10 @@ class JobFiles:
         """The checkpoint of a step; None for step 0, before which there is none."""
         return self._blobs.get(_checkpoint_key(uid, step)) if step else None
 
-    def delete_checkpoints(self, uid: str, *, before_step: int) -> None:
-        """Deletes the checkpoints of earlier steps: a newer one, or the end of the job, has made them useless."""
+    def delete_checkpoints(self, uid: str, *, before_step: int | None = None) -> None:
+        """Deletes a job's checkpoints: those of earlier steps, or all."""
         for key in list(self._blobs.keys(_checkpoint_folder(uid))):
-            if key < _checkpoint_key(uid, before_step):
+            if before_step is None or key < _checkpoint_key(uid, before_step):
                 self._blobs.delete(key)
 
     def save_previews(self, uid: str, step: int, pngs: Sequence[bytes]) -> None:

@@ -5,6 +5,4 @@ from __future__ import annotations
 from prometheus_client import Counter
 
 STEPS = Counter("atelier_training_steps_total", "Optimizer steps done.")
-RUNS_ENDED = Counter(
-    "atelier_training_runs_total", "Runs of jobs that ended, by SUCCEEDED or error reason.", ["outcome"]
-)
+RUNS_ENDED = Counter("atelier_training_runs_total", "Runs that ended: SUCCEEDED, or the reason.", ["outcome"])

@@ -13,14 +13,14 @@ from datetime import timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from atelier import errors
 from atelier.rpc.names import JOB
 from atelier.rpc.status import to_status
 from atelier.storage.database import Database, utc_now
-from services.trainer.tables import JobRow, State
+from services.trainer.tables import TERMINAL, JobRow, State
 
 LEASE_SECONDS = 15.0
 MAX_LOST_WORKERS = 3
@@ -92,8 +92,8 @@ class Queue:
             row.adapter_version = adapter_version
             _end(row, State.SUCCEEDED)
 
-    def fail(self, uid: str, error: errors.AtelierError) -> State:
-        """Ends a job by its error, or puts it back when the error will pass. Returns what the job is then."""
+    def fail(self, uid: str, error: errors.AtelierError) -> None:
+        """Ends a job by its error, or puts it back when the error will pass."""
         with self._database.transaction() as session:
             row = self._own(session, uid)
             if row.state == State.CANCELLING:
@@ -103,7 +103,6 @@ class Queue:
             else:
                 row.error = MessageToDict(to_status(error))
                 _end(row, State.FAILED)
-            return State(row.state)
 
     def lose_worker(self, uid: str) -> None:
         """The worker died under the job; another one tries, but not for ever."""
@@ -125,6 +124,17 @@ class Queue:
                 _end(row, State.CANCELLED)
             else:
                 _put_back(row, 0.0)
+
+    def ended_with_checkpoint(self) -> list[str]:
+        """Jobs, by uid, that have ended and may still have checkpoints in S3."""
+        query = select(JobRow.uid).where(JobRow.state.in_(TERMINAL), JobRow.checkpoint_step > 0).limit(100)
+        with self._database.transaction() as session:
+            return list(session.scalars(query))
+
+    def forget_checkpoint(self, uid: str) -> None:
+        """Records that an ended job has no checkpoint any more."""
+        with self._database.transaction() as session:
+            session.execute(update(JobRow).where(JobRow.uid == uid).values(checkpoint_step=0))
 
     def _own(self, session: Session, uid: str) -> JobRow:
         row = session.scalar(select(JobRow).where(JobRow.uid == uid).with_for_update())

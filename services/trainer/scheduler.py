@@ -23,7 +23,7 @@ from services.trainer import metrics
 from services.trainer.job_files import JobFiles
 from services.trainer.methods.base import Evaluated, Preparing, StepDone
 from services.trainer.queue import Assignment, LeaseLostError, Queue
-from services.trainer.tables import TERMINAL, State
+from services.trainer.tables import State
 from services.trainer.worker import (
     CheckpointSaved,
     PreviewsSaved,
@@ -38,7 +38,7 @@ POLL_SECONDS = 0.3
 REPORT_SECONDS = 0.5
 RETRY_SECONDS = 2.0
 TOKEN_SECONDS = 24 * 3600.0
-MAX_STEP = 1_000_000
+SWEEP_SECONDS = 5.0
 _log = structlog.get_logger("atelier.scheduler")
 
 
@@ -68,6 +68,7 @@ class Scheduler:
     def start(self) -> None:
         """Starts the loops; Ray may come later."""
         self._loops = [asyncio.create_task(self._loop()) for _ in range(self._config.num_workers)]
+        self._loops.append(asyncio.create_task(self._sweep()))
 
     async def stop(self) -> None:
         """Puts running jobs back into the queue and lets the workers go."""
@@ -93,6 +94,17 @@ class Scheduler:
                 _log.exception("scheduling failed; trying again")
                 worker = None
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Deletes the checkpoints of jobs that have ended, however they did."""
+        while True:
+            try:
+                for uid in await asyncio.to_thread(self._queue.ended_with_checkpoint):
+                    await asyncio.to_thread(self._files.delete_checkpoints, uid)
+                    await asyncio.to_thread(self._queue.forget_checkpoint, uid)
+            except errors.UnavailableError as error:
+                _log.warning("checkpoints stay for now", reason=error.reason)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _new_worker(self) -> Any:
         await asyncio.to_thread(self._connect)
@@ -194,28 +206,23 @@ class _Run:
             self._changes = {**changes, **self._changes}
             raise
         if "checkpoint_step" in changes:
-            await asyncio.to_thread(self._drop_checkpoints, changes["checkpoint_step"])
+            with contextlib.suppress(errors.UnavailableError):  # the next one, or the sweep, deletes them then
+                step = changes["checkpoint_step"]
+                await asyncio.to_thread(self._files.delete_checkpoints, self._uid, before_step=step)
         return state
 
     def conclude(self) -> None:
         """Records the end that the worker told."""
         if isinstance(self._end, Published):
             self._queue.succeed(self._uid, self._end.version)
-            ended, outcome = True, "SUCCEEDED"
+            outcome = "SUCCEEDED"
         else:
             assert self._end is not None, "a run ends with Published or Stopped"
             error = from_status(Status.FromString(self._end.status))
-            ended, outcome = self._queue.fail(self._uid, error) in TERMINAL, error.reason
-        if ended:
-            self._drop_checkpoints(MAX_STEP)
+            self._queue.fail(self._uid, error)
+            outcome = error.reason
         metrics.RUNS_ENDED.labels(outcome).inc()
         _log.info("run ends", job=self._name, outcome=outcome)
-
-    def _drop_checkpoints(self, before_step: int) -> None:
-        try:
-            self._files.delete_checkpoints(self._uid, before_step=before_step)
-        except errors.UnavailableError:
-            _log.warning("checkpoints left behind", job=self._name)
 
 
 async def _events(stream: Any) -> AsyncIterator[WorkerEvent]:

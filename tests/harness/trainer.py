@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -63,9 +64,9 @@ def image_bytes(seed: int = 0, *, size: tuple[int, int] = (64, 64), kind: str = 
     return buffer.getvalue()
 
 
-def quick_job(dataset: str, *, adapter: str = "fox", **config: object) -> pb.Job:
+def quick_job(dataset: str, *, adapter: str = "fox", **config: Any) -> pb.Job:
     """A real job that takes seconds: few steps of batch 1 on the attention layers, without prior preservation."""
-    quick = {
+    quick: dict[str, Any] = {
         "max_train_steps": 4,
         "train_batch_size": 1,
         "rank": 2,

@@ -18,12 +18,21 @@ from atelier.pb.inference.v1 import inference_pb2 as pb
 from tests.harness.inference import EMOJI_SD, MAX_DIFFERENCE, pixels, publish, random_factors, request
 
 
-@pytest.fixture
-def pipeline() -> Iterator[StableDiffusionPipeline]:
+@pytest.fixture(scope="module")
+def loaded_pipeline() -> StableDiffusionPipeline:
     """diffusers, with nothing of Atelier in it."""
     pipeline = StableDiffusionPipeline.from_pretrained(EMOJI_SD, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def pipeline(loaded_pipeline: StableDiffusionPipeline) -> Iterator[StableDiffusionPipeline]:
+    """diffusers without adapters and with the base model's own scheduler."""
+    scheduler = loaded_pipeline.scheduler
+    yield loaded_pipeline
+    loaded_pipeline.scheduler = scheduler
+    loaded_pipeline.unload_lora_weights()
 
 
 def draw(pipeline: StableDiffusionPipeline, wanted: pb.GenerateRequest) -> list[np.ndarray]:

@@ -107,10 +107,10 @@ def test_a_taken_name_is_refused(trainer: TrainerClient) -> None:
     assert caught.value.metadata["dataset"] == "twice"
 
 
-def _spec(content: bytes, **changes: object) -> pb.CreateDatasetSpec:
+def _spec(content: bytes, *, request_id: str = "") -> pb.CreateDatasetSpec:
     file = File(path="a.png", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     dataset = pb.Dataset(images=[pb.DatasetImage(file=file)])
-    return pb.CreateDatasetSpec(**{"parent": "tenants/-", "dataset_id": "raw", "dataset": dataset, **changes})
+    return pb.CreateDatasetSpec(parent="tenants/-", dataset_id="raw", dataset=dataset, request_id=request_id)
 
 
 def _send(stub: TrainerServiceStub, spec: pb.CreateDatasetSpec, *pieces: bytes) -> pb.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from atelier.rpc.status import translated_errors
 from tests.harness.trainer import quick_job
 
-BAD_JOBS: dict[str, tuple[dict[str, object], str]] = {
+BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown method": ({"method": "magic"}, "job.method"),
     "no method": ({"method": ""}, "job.method"),
     "unknown base": ({"base_model": BaseModel(model="sd-9")}, "job.base_model.model"),
@@ -33,7 +34,7 @@ BAD_JOBS: dict[str, tuple[dict[str, object], str]] = {
     "empty validation prompt": ({"validation_prompts": ["a", ""]}, "job.validation_prompts[1]"),
     "17 validation prompts": ({"validation_prompts": ["a"] * 17}, "job.validation_prompts"),
 }
-BAD_CONFIGS: dict[str, object] = {
+BAD_CONFIGS: dict[str, Any] = {
     "max_train_steps": 0,
     "train_batch_size": 65,
     "learning_rate": math.nan,
@@ -62,8 +63,8 @@ def test_a_bad_job_is_refused_by_its_field(trainer: TrainerClient, dataset: str,
     changes, field = BAD_JOBS[case]
     job = quick_job(dataset)
     for name in changes:
-        job.ClearField(name)  # type: ignore[arg-type]
-    job.MergeFrom(pb.Job(**changes))  # type: ignore[arg-type]
+        job.ClearField(name)
+    job.MergeFrom(pb.Job(**changes))
     with pytest.raises(InvalidArgumentError) as caught:
         trainer.create_job(job)
     assert caught.value.violations[0].field == field

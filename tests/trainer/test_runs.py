@@ -53,7 +53,7 @@ class Site:
         self.trainer.start()
         self.connection = self.trainer.connect("site")
 
-    def wait_for(self, job: str, *states: pb.JobState.ValueType, stage: str = "", step: int = 0) -> pb.Job:
+    def wait_for(self, job: str, *states: int, stage: str = "", step: int = 0) -> pb.Job:
         """Returns when the job is in one of the states, at the stage and step or later ones."""
 
         def is_there() -> bool:
@@ -159,7 +159,11 @@ def test_without_s3_calls_say_unavailable_and_jobs_wait(site: Site) -> None:
 def test_ended_jobs_leave_no_checkpoints(site: Site) -> None:
     assert all(job.HasField("end_time") for job in site.client.jobs())
     store = BlobStore(site.s3.s3_config("trainer"))
-    assert [key for key in store.keys("jobs/") if "checkpoints" in key] == []
+    wait_until(
+        lambda: not any("checkpoints" in key for key in store.keys("jobs/")),
+        timeout_seconds=30,
+        what="no checkpoint is left",
+    )
 
 
 def _kill_workers() -> None:

@@ -14,7 +14,7 @@ MODELS = Path(__file__).parents[2] / "models"
 @pytest.fixture(scope="session")
 def base() -> Base:
     """The embedded base model, in float32 on the CPU. Shared: whoever hooks its layers unhooks them."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_base(MODELS / "emoji-sd", device=torch.device("cpu"), dtype=torch.float32)
 
 

@@ -14,5 +14,5 @@ def base():  # type: ignore[no-untyped-def]  # torch is imported only for the te
 
     from atelier.diffusion.base import load_base
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_base(MODELS / "emoji-sd", device=torch.device("cpu"), dtype=torch.float32)

@@ -25,6 +25,8 @@ from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.outputs import adapter_files
 
 _TITLE = "DreamBooth-LoRA"
+# A glimpse, not an evaluation: training waits while they are drawn.
+_MAX_PREVIEWS = 4
 
 
 def train(
@@ -84,12 +86,13 @@ def _train(loop: TrainingLoop, job: TrainingJob) -> Iterator[Event]:
         if loop.step % config.checkpointing_steps == 0:
             yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, job))
         if config.validation_steps and loop.step % config.validation_steps == 0:
-            drawn = draw(loop.base, job, loop.slots, per_prompt=1)
-            yield Previews(
-                step=loop.step,
-                prompts=tuple(validation_prompts(job)),
-                pngs=tuple(encode_png(image) for image in drawn),
-            )
+            yield _previews(loop, job)
+
+
+def _previews(loop: TrainingLoop, job: TrainingJob) -> Previews:
+    prompts = validation_prompts(job)[:_MAX_PREVIEWS]
+    images = draw(loop.base, job, prompts, loop.slots, per_prompt=1)
+    return Previews(step=loop.step, prompts=tuple(prompts), pngs=tuple(encode_png(image) for image in images))
 
 
 def _finish(loop: TrainingLoop, job: TrainingJob, scorer: ClipScorer, images: torch.Tensor) -> Iterator[Event]:

@@ -7,6 +7,7 @@ since it has never heard of the instance. CLIP-T is measured against the class's
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -38,11 +39,10 @@ def validation_prompts(job: TrainingJob) -> list[str]:
     return list(job.validation_prompts) or [job.instance_prompt or job.images[0].caption]
 
 
-def draw(base: Base, job: TrainingJob, slots: TrainingSlots | None, *, per_prompt: int) -> torch.Tensor:
-    """Draws `per_prompt` images of each validation prompt, with the slots' adapter or, without slots, with the base."""
-    prompts = validation_prompts(job)
-    if slots is None:
-        prompts = [to_class_words(prompt, job) for prompt in prompts]
+def draw(
+    base: Base, job: TrainingJob, prompts: Sequence[str], slots: TrainingSlots | None, *, per_prompt: int
+) -> torch.Tensor:
+    """Draws `per_prompt` images of each prompt, with the slots' adapter or, without slots, with the bare base."""
     seeds = [job.config.seed + i for i in range(per_prompt)]
     with slots.bind(slots.gather()) if slots else nullcontext(), torch.no_grad():
         return sample(
@@ -59,16 +59,19 @@ def evaluate(
     """Scores base and adapter on the validation prompts; `references` are the training images."""
     prompts = validation_prompts(job)
     per_prompt = max(1, min(_MAX_IMAGES_PER_PROMPT, _IMAGES // len(prompts)))
-    texts = [to_class_words(prompt, job) for prompt in prompts for _ in range(per_prompt)]
+    class_words = [to_class_words(prompt, job) for prompt in prompts]
+    texts = [text for text in class_words for _ in range(per_prompt)]
 
     def score(images: torch.Tensor) -> Scores:
         return Scores(
             clip_i=scorer.clip_i(images, references).mean().item(), clip_t=scorer.clip_t(images, texts).mean().item()
         )
 
-    with_adapter = draw(base, job, slots, per_prompt=per_prompt)
-    scores = Evaluated(base=score(draw(base, job, None, per_prompt=per_prompt)), adapter=score(with_adapter))
-    return Evaluation(scores=scores, samples=with_adapter[::per_prompt])
+    with_adapter = draw(base, job, prompts, slots, per_prompt=per_prompt)
+    without = draw(base, job, class_words, None, per_prompt=per_prompt)
+    return Evaluation(
+        scores=Evaluated(base=score(without), adapter=score(with_adapter)), samples=with_adapter[::per_prompt]
+    )
 
 
 def encode_png(image: torch.Tensor) -> bytes:

@@ -106,7 +106,7 @@ class TrainingLoop:
         latents, timesteps, text = (
             torch.cat([getattr(part, name) for part in rows]) for name in ("latents", "timesteps", "text")
         )
-        with self.slots.bind(self.slots.gather()), self._autocast():
+        with self.slots.bind(self.slots.gather()):
             predictions = self.base.unet(latents, timesteps, text).sample.float()
         losses = []
         for part, prediction in zip(rows, predictions.split([len(part.latents) for part in rows]), strict=True):
@@ -146,11 +146,6 @@ class TrainingLoop:
             target=self.process.target(examples.latents, noise, timesteps),
             weights=self.process.loss_weights(timesteps, self.config.snr_gamma),
         )
-
-    def _autocast(self) -> torch.autocast:
-        """The base's number type for the products with the float32 factors; nothing where the base is float32."""
-        half = self.base.dtype != torch.float32
-        return torch.autocast(self.base.device.type, dtype=self.base.dtype if half else torch.bfloat16, enabled=half)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
