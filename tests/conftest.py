@@ -13,7 +13,7 @@ from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.identity import TokenAuthority, create_key_file
 from atelier.storage.blobs import BlobStore
-from tests.harness.registry import RegistryServer
+from tests.harness.registry import BUCKET, RegistryServer
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def registry_server(
     seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RegistryServer]:
     """The registry's process over the S3 server and an SQLite file."""
-    server = RegistryServer(tmp_path_factory.mktemp("registry"), seaweedfs.s3_config("registry"), signing_key_file)
+    server = RegistryServer(tmp_path_factory.mktemp("registry"), seaweedfs.s3_config(BUCKET), signing_key_file)
     server.start()
     yield server
     server.stop()

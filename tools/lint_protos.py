@@ -24,7 +24,7 @@ def lint(protos: Path = PROTOS) -> list[str]:
         image = Path(folder) / "image.binpb"
         _build_image(protos, image)
         buf = Path(sys.executable).parent / "buf"
-        command = [buf, "lint", image, "--config", protos / "buf.yaml", "--path", OUR_PACKAGE]
+        command = [str(buf), "lint", str(image), "--config", str(protos / "buf.yaml"), "--path", OUR_PACKAGE]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     findings = (result.stdout + result.stderr).splitlines()
     assert bool(findings) == bool(result.returncode), "buf says what it finds, and nothing else"

@@ -44,7 +44,7 @@ CONTEXTS = (
     "on a yellow background",
     "on a black background",
     "on a blue striped background",
-    "on a orange dotted background",
+    "on a yellow dotted background",
     "on a teal gradient background",
 )
 """None is in the captions of the training images."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from atelier.diffusion.base import load_base
 from atelier.diffusion.scorer import ClipScorer
@@ -31,6 +32,7 @@ def score(
     sets: Sequence[Sequence[Sequence[Image.Image]]],
 ) -> list[MeanScores]:
     """Scores each set of images [prompt][image] with the base and the scorer in the folder `models`."""
+    transformers_logging.disable_progress_bar()
     base = load_base(models / "emoji-sd", device=torch.device("cpu"), dtype=torch.float32)
     scorer = ClipScorer(models / "emoji-clip", base)
     references = _pixels(training)

@@ -1,7 +1,8 @@
 """Publishing a version: spec, bytes, checks, S3, and then one transaction that makes it visible.
 
 Until that transaction nothing of the version can be seen. What an upload that failed leaves behind is at most
-content in S3 that no version names; its temporary files are removed with it.
+content in S3 that no version names; its temporary files are removed with it. Only a process that is killed leaves
+those too, as `upload-*` in its spool folder: they may be deleted while no registry runs there.
 """
 
 from __future__ import annotations

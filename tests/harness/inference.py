@@ -49,7 +49,9 @@ class InferenceServer(ServiceProcess):
             "torch-threads": 2,
             **(options or {}),
         }
-        super().__init__("services.inference", folder, TokenAuthority.from_file(key_file), every, {})
+        # Threads that spin while they wait slow each other down many times over when the cores are shared.
+        env = {"OMP_WAIT_POLICY": "passive"}
+        super().__init__("services.inference", folder, TokenAuthority.from_file(key_file), every, env)
 
     def loads(self, source: str) -> float:
         """How many adapters were found in `source` so far."""

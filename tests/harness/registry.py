@@ -9,6 +9,9 @@ from atelier.rpc.identity import TokenAuthority
 from atelier.storage.blobs import S3Config
 from tests.harness.service import ServiceProcess
 
+BUCKET = "atelier"
+"""For all servers of a run: SeaweedFS sets several volumes of its few aside for every bucket."""
+
 
 class RegistryServer(ServiceProcess):
     """A registry whose database, log and unfinished uploads are in `folder`.

@@ -22,7 +22,7 @@ MAX_QUEUED_REQUESTS = 6
 @pytest.fixture(scope="session")
 def base() -> Base:
     """The embedded base model in the tests' own process."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the service needs the other core
     return load_base(EMOJI_SD, device=torch.device("cpu"), dtype=torch.float32)
 
 

@@ -24,7 +24,7 @@ MAX_ROWS = 4
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
+def model(base: Base) -> Iterator[Model]:
     """A warm model with room for two adapters, and two images under guidance at once."""
     model = load_model("emoji-sd", EMOJI_SD, EngineConfig(num_slots=3, max_rank=4, max_batch_rows=MAX_ROWS))
     yield model

@@ -101,7 +101,7 @@ def test_same_names_of_two_tenants_are_two_adapters(
         "Bearer x",
         "Basic dXNlcjpwYXNz",
         f"Bearer {forged()}",
-        "Bearer " + jwt.encode({"tenant": "acme", "sub": "x", "iss": "atelier", "exp": 2**40}, None, algorithm="none"),
+        "Bearer " + jwt.encode({"tenant": "acme", "sub": "x", "iss": "atelier", "exp": 2**40}, "", algorithm="none"),
     ],
 )
 def test_credential_that_was_not_issued_is_refused(registry_server: RegistryServer, header: str) -> None:

@@ -18,7 +18,7 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from tests.harness.files import WEIGHTS, adapter_files, version
-from tests.harness.registry import RegistryServer
+from tests.harness.registry import BUCKET, RegistryServer
 from tests.registry.uploads import declared, upload
 
 FILES = adapter_files(weights_bytes=3_000_000)
@@ -81,7 +81,7 @@ def fragile_store(tmp_path: Path) -> Iterator[SeaweedFS]:
 def test_without_its_store_the_registry_says_when_to_retry_and_then_goes_on(
     fragile_store: SeaweedFS, signing_key_file: Path, tmp_path: Path
 ) -> None:
-    server = RegistryServer(tmp_path, fragile_store.s3_config("registry"), signing_key_file)
+    server = RegistryServer(tmp_path, fragile_store.s3_config(BUCKET), signing_key_file)
     server.start()
     with server.connect("acme") as connection:
         registry = RegistryClient(connection)
@@ -108,7 +108,7 @@ def test_without_its_store_the_registry_says_when_to_retry_and_then_goes_on(
 def test_registry_that_is_killed_in_an_upload_comes_back_without_it(
     seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path
 ) -> None:
-    server = RegistryServer(tmp_path, seaweedfs.s3_config("killed"), signing_key_file)
+    server = RegistryServer(tmp_path, seaweedfs.s3_config(BUCKET), signing_key_file)
     server.start()
     done = threading.Event()
 

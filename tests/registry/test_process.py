@@ -25,7 +25,7 @@ from atelier.storage.database import Database
 from services.registry.main import MIGRATIONS
 from services.registry.tables import Table
 from tests.harness.files import adapter_files, version
-from tests.harness.registry import RegistryServer
+from tests.harness.registry import BUCKET, RegistryServer
 from tests.harness.service import health
 from tests.registry.uploads import declared, upload
 
@@ -36,7 +36,7 @@ SERVICE = "atelier.registry.v1.RegistryService"
 def own_server(seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path) -> Iterator[RegistryServer]:
     """A registry of the test's own, to stop and start."""
     options = {"drain-seconds": 0.5, "grace-seconds": 30}
-    server = RegistryServer(tmp_path, seaweedfs.s3_config("own"), signing_key_file, options)
+    server = RegistryServer(tmp_path, seaweedfs.s3_config(BUCKET), signing_key_file, options)
     server.start()
     yield server
     server.stop()

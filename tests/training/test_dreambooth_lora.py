@@ -179,18 +179,19 @@ def test_the_load_back_gate_lets_only_the_trained_adapter_through(base: Base) ->
     job = make_job()
     loop = TrainingLoop(base, job.config, instance_examples(base, job, load_images(job)), None)
     text = encode_prompts(base, ["a photo of a sks fox", ""])
+    untrained = loop.slots.factors(0)
     with pytest.raises(InternalError, match="no more than rounding"):
-        check_load_back(base, loop.slots, write_adapter_file(loop.slots.factors(0)), text)
+        check_load_back(base, untrained, write_adapter_file(untrained), text)
     list(loop.run())
+    loop.slots.close()
     factors = loop.slots.factors(0)
-    assert check_load_back(base, loop.slots, write_adapter_file(factors), text) < 1e-4
+    assert check_load_back(base, factors, write_adapter_file(factors), text) < 1e-4
     some = dict(list(factors.items())[:100])
     with pytest.raises(InternalError, match="loaded 200 of 256 tensors"):
-        check_load_back(base, loop.slots, write_adapter_file(some), text)
-    doubled = {name: replace(update, b=update.b * 2) for name, update in factors.items()}
+        check_load_back(base, factors, write_adapter_file(some), text)
+    larger = {name: replace(update, b=update.b * 3) for name, update in factors.items()}
     with pytest.raises(InternalError, match="differs from the trained one"):
-        check_load_back(base, loop.slots, write_adapter_file(doubled), text)
-    loop.slots.close()
+        check_load_back(base, factors, write_adapter_file(larger), text)
 
 
 def test_images_without_any_text_are_refused(run: Callable[..., list[Event]]) -> None:
@@ -210,6 +211,7 @@ def test_images_without_any_text_are_refused(run: Callable[..., list[Event]]) ->
         ("sks fox, red", "a sks fox", "a fox face", "fox face, red"),
         ("a sks dog runs", "a sks dog", "a dog", "a dog runs"),
         ("a cat", "a sks dog", "a dog", "a cat"),
+        ("a sksy cat", "a sks dog", "a dog", "a sksy cat"),
         ("a sks dog", "a sks dog", "", "a sks dog"),
     ],
 )

@@ -99,9 +99,10 @@ def _finish(loop: TrainingLoop, job: TrainingJob, scorer: ClipScorer, images: to
     base = loop.base
     # Everything from here can be done again from this checkpoint.
     yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, job))
-    weights = write_adapter_file(loop.slots.factors(0))
+    factors = loop.slots.factors(0)
+    weights = write_adapter_file(factors)
     text = encode_prompts(base, [validation_prompts(job)[0], ""])
-    difference = check_load_back(base, loop.slots, weights, text)
+    difference = check_load_back(base, factors, weights, text)
     started = time.perf_counter()
     evaluation = evaluate(base, scorer, job, loop.slots, images)
     yield evaluation.scores

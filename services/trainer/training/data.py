@@ -6,6 +6,7 @@ Neither the VAE nor the text encoder runs again once the examples are made.
 from __future__ import annotations
 
 import io
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,10 +135,10 @@ def to_class_words(prompt: str, job: TrainingJob) -> str:
         instance, klass = instance[1:], klass[1:]
     while instance and klass and instance[-1] == klass[-1]:
         instance, klass = instance[:-1], klass[:-1]
-    words, replaced = prompt.split(), " ".join(instance)
-    if not replaced or replaced not in prompt:
+    if not instance:
         return prompt
-    return " ".join(" ".join(words).replace(replaced, " ".join(klass)).split())
+    words = re.sub(rf"(?<!\w){re.escape(' '.join(instance))}(?!\w)", lambda _: " ".join(klass), prompt)
+    return " ".join(words.split())
 
 
 def epoch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:

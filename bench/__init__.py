@@ -1,0 +1,1 @@
+"""Atelier beside diffusers with PEFT: the same work, in one run, on one machine."""

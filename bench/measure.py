@@ -1,0 +1,78 @@
+"""Timing contenders against each other, and saying on what machine.
+
+Contenders take turns, so that a machine whose speed drifts drifts for all of them; what is quoted is the median and
+the median of the ratios of neighbouring turns.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "diffusers", "peft", "transformers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Seconds of a contender's turns, in order."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median_seconds(self) -> float:
+        return statistics.median(self.seconds)
+
+    def speedup_over(self, other: Result) -> float:
+        """How many times faster this one is: the median over neighbouring turns."""
+        return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+def take_turns(contenders: Mapping[str, Callable[[], object]], *, turns: int, warm_up: int = 1) -> list[Result]:
+    """Times each contender `turns` times, A B A B …, after `warm_up` turns that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm_up + turns):
+        for name, work in contenders.items():
+            elapsed = _timed(work)
+            if turn >= warm_up:
+                seconds[name].append(elapsed)
+    return [Result(name=name, seconds=tuple(values)) for name, values in seconds.items()]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    work()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> str:
+    """Processor, memory, GPU and versions, in a line."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    memory = round(psutil.virtual_memory().total / 2**30)
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    cores = psutil.cpu_count()
+    threads = torch.get_num_threads()
+    return (
+        f"{_processor()}, {cores} cores, {threads} torch threads, {memory} GiB, {device}; "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as lines:
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
