@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from atelier.local.profile import profile_path, remove_profile, save_profile
-from atelier.local.stack import EMBEDDED_BASES, SERVICES, Stack, StackConfig
+
+if TYPE_CHECKING:
+    from atelier.local.stack import Stack
 
 _WATCH_SECONDS = 1.0
 
@@ -21,6 +24,8 @@ _WATCH_SECONDS = 1.0
 @click.option("--base", multiple=True, metavar="NAME=PATH", help="Base model; the embedded one unless given.")
 def up(data_dir: Path, port: int, base: tuple[str, ...]) -> None:
     """Every service on this machine, until Ctrl-C."""
+    from atelier.local.stack import EMBEDDED_BASES, Stack, StackConfig  # a client's installation has no services
+
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stop.set())
@@ -40,7 +45,7 @@ def up(data_dir: Path, port: int, base: tuple[str, ...]) -> None:
 
 
 def _print_addresses(stack: Stack) -> None:
-    for name in SERVICES:
-        click.echo(f"export ATELIER_{name.upper()}={stack.addresses[name]}")
+    for name, address in stack.addresses.items():
+        click.echo(f"export ATELIER_{name.upper()}={address}")
     click.echo(f"export ATELIER_TOKEN={stack.token}")
     click.echo(f"# other commands of this user find the services by {profile_path()}; Ctrl-C stops them")

@@ -1,17 +1,16 @@
 """Child processes that do not outlive their parent.
 
 Each child is the leader of its own process group, writes to its own log file, and is asked by the kernel to end
-when the thread that started it dies (Linux only), so that even `kill -9` of the parent leaves nothing behind.
+when the thread that started it dies (see `leash`), so that even `kill -9` of the parent leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ import psutil
 
 from atelier.errors import InternalError
 
-_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_BYTES = 2000
-_libc = ctypes.CDLL(None)
+_LEASH = Path(__file__).parent / "leash.py"
 
 
 def free_ports(count: int) -> list[int]:
@@ -71,13 +69,12 @@ class ManagedProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                [sys.executable, "-S", "-E", str(_LEASH), str(os.getpid()), *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._env,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
             )
 
     @property
@@ -121,7 +118,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return [*root.children(recursive=True), root]
     except psutil.NoSuchProcess:
         return []
-
-
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -49,6 +49,11 @@ class RayCluster:
         """`host:port` of the head node."""
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        """Process id of the head node; the workers descend from it."""
+        return self._process.pid
+
     def _command(self, client_port: int, agent_port: int) -> list[str]:
         flags = {
             "node-ip-address": "127.0.0.1",

@@ -55,11 +55,12 @@ class SeaweedFS:
             "ip.bind": "127.0.0.1",
             "master.port": master,
             "master.port.grpc": master_grpc,
+            "master.electionTimeout": "1s",
             "master.volumeSizeLimitMB": 256,
             "master.telemetry": "false",
             "volume.port": volume,
             "volume.port.grpc": volume_grpc,
-            "volume.max": 20,
+            "volume.max": 0,  # as many as the disk has room for
             "volume.preStopSeconds": 0,
             "filer": "true",
             "filer.port": filer,

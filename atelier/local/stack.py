@@ -154,7 +154,11 @@ class Stack:
             "TORCH_THREADS": self._config.torch_threads,
         }
         return {
-            "registry": {**storage, "DATABASE_URL": f"sqlite:///{self._data}/registry.db"},
+            "registry": {
+                **storage,
+                "DATABASE_URL": f"sqlite:///{self._data}/registry.db",
+                "SPOOL_FOLDER": self._data / "spool",
+            },
             "trainer": {
                 **storage,
                 **models,

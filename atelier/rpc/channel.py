@@ -32,6 +32,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 120_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
 

@@ -68,14 +68,18 @@ def s3_config(values: dict[str, Any]) -> S3Config:
 
 def base_option(command: _Command) -> _Command:
     """Adds what `bases` reads."""
-    help_text = "A base model's name and diffusers folder; may be given several times, the first is the default."
+    help_text = "A base model's name and diffusers folder; may be repeated, the first is the default."
     return click.option("--base", multiple=True, required=True, metavar="NAME=PATH", help=help_text)(command)
 
 
 def bases(values: dict[str, Any]) -> dict[str, Path]:
     """The base models' folders by name out of a command's values."""
-    pairs = [entry.partition("=") for entry in values["base"]]
-    for name, separator, path in pairs:
+    folders: dict[str, Path] = {}
+    for entry in values["base"]:
+        name, separator, path = entry.partition("=")
         if not (name and separator and path):
-            raise click.BadParameter(f"{name!r} is not of the form NAME=PATH", param_hint="--base")
-    return {name: Path(path) for name, _, path in pairs}
+            raise click.BadParameter(f"{entry!r} is not of the form NAME=PATH", param_hint="--base")
+        if name in folders:
+            raise click.BadParameter(f"{name!r} is there twice", param_hint="--base")
+        folders[name] = Path(path)
+    return folders

@@ -18,7 +18,7 @@ from atelier.client.registry import RegistryClient
 from atelier.pb.inference.v1 import inference_pb2, inference_pb2_grpc
 from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.logs import configure_logging
-from atelier.rpc.options import authority, server_config, server_options
+from atelier.rpc.options import authority, base_option, bases, server_config, server_options
 from atelier.rpc.server import Server, ServerConfig, serve
 from services.inference.adapters import AdapterCache, CacheConfig, open_registry
 from services.inference.engine import EngineConfig
@@ -26,30 +26,10 @@ from services.inference.models import Model, load_model
 from services.inference.servicer import InferenceServicer, ServiceConfig
 
 
-def _parse_bases(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    bases: dict[str, Path] = {}
-    for value in values:
-        name, separator, path = value.partition("=")
-        if not (name and separator and path):
-            raise click.BadParameter(f"{value!r} has not the form NAME=PATH")
-        if name in bases:
-            raise click.BadParameter(f"{name!r} is there twice")
-        bases[name] = Path(path)
-    return bases
-
-
 @click.command(context_settings={"auto_envvar_prefix": "ATELIER_INFERENCE"})
 @server_options
 @click.option("--registry", required=True, metavar="HOST:PORT", help="The registry.")
-@click.option(
-    "--base",
-    "bases",
-    multiple=True,
-    required=True,
-    metavar="NAME=PATH",
-    callback=_parse_bases,
-    help="A base model's name and diffusers folder; may be repeated, the first is the default.",
-)
+@base_option
 @click.option("--cache-dir", type=click.Path(path_type=Path), required=True, help="Adapters that were fetched.")
 @click.option("--cache-max-bytes", type=int, default=10 * 2**30, show_default=True, help="Of all files in there.")
 @click.option("--num-slots", type=int, default=9, show_default=True, help="One more than adapters at the same time.")
@@ -60,7 +40,6 @@ def _parse_bases(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 @click.option("--torch-threads", type=int, help="Threads of one operation on a CPU; unset means PyTorch's default.")
 def main(
     registry: str,
-    bases: dict[str, Path],
     cache_dir: Path,
     cache_max_bytes: int,
     num_slots: int,
@@ -78,14 +57,14 @@ def main(
     engine = EngineConfig(num_slots=num_slots, max_rank=max_rank, max_batch_rows=max_batch_rows)
     cache = CacheConfig(folder=cache_dir, max_disk_bytes=cache_max_bytes)
     service = ServiceConfig(max_queued_requests=max_queued_requests, max_size=max_size)
-    asyncio.run(run(server_config(values), authority(values), registry, bases, engine, cache, service))
+    asyncio.run(run(server_config(values), authority(values), registry, bases(values), engine, cache, service))
 
 
 async def run(
     listening: ServerConfig,
     tokens: TokenAuthority,
     registry_address: str,
-    bases: Mapping[str, Path],
+    folders: Mapping[str, Path],
     engine: EngineConfig,
     cache: CacheConfig,
     service: ServiceConfig,
@@ -94,7 +73,7 @@ async def run(
     models: dict[str, Model] = {}
 
     async def warm_up() -> None:
-        loaded = {name: await asyncio.to_thread(load_model, name, path, engine) for name, path in bases.items()}
+        loaded = {name: await asyncio.to_thread(load_model, name, path, engine) for name, path in folders.items()}
         models.update(loaded)
 
     async def shut_down() -> None:

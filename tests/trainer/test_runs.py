@@ -127,10 +127,10 @@ def test_a_killed_trainer_goes_on_from_the_checkpoint(site: Site) -> None:
     assert any(f'"attempt_from_step": {step}' in log for step in range(2, 60, 2))
 
 
-def test_a_killed_worker_is_replaced(site: Site) -> None:
+def test_a_killed_worker_is_replaced(site: Site, ray_cluster: RayCluster) -> None:
     site.client.create_job(quick_job(SMALL, adapter="orphan", max_train_steps=30), job_id="orphan")
     site.wait_for("orphan", pb.JOB_STATE_RUNNING, stage="training", step=2)
-    _kill_workers()
+    assert _kill_workers(ray_cluster)
     assert site.wait_for("orphan", pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED).state == pb.JOB_STATE_SUCCEEDED
 
 
@@ -166,7 +166,10 @@ def test_ended_jobs_leave_no_checkpoints(site: Site) -> None:
     )
 
 
-def _kill_workers() -> None:
-    for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::TrainingWorker"):
-            process.kill()
+def _kill_workers(ray: RayCluster) -> int:
+    """Kills the cluster's workers that train; returns how many."""
+    processes = psutil.Process(ray.pid).children(recursive=True)
+    workers = [process for process in processes if "TrainingWorker" in " ".join(process.cmdline())]
+    for worker in workers:
+        worker.kill()
+    return len(workers)

@@ -1,0 +1,83 @@
+"""The trainer's process: keeps the jobs and hands them to Ray workers, where all training happens.
+
+Every option can come from the environment: `--ray-address` from ATELIER_TRAINER_RAY_ADDRESS, and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atelier.diffusion.digest import model_digest
+from atelier.pb.trainer.v1 import trainer_pb2
+from atelier.pb.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
+from atelier.rpc.logs import configure_logging
+from atelier.rpc.options import authority, base_option, bases, s3_config, s3_options, server_config, server_options
+from atelier.rpc.server import Server, serve
+from atelier.storage.blobs import BlobStore
+from atelier.storage.database import Database
+from services.trainer.batches import Batches
+from services.trainer.datasets import Datasets
+from services.trainer.job_files import JobFiles
+from services.trainer.jobs import BaseChoice, Jobs
+from services.trainer.queue import Queue
+from services.trainer.scheduler import Scheduler, SchedulerConfig
+from services.trainer.servicer import TrainerServicer
+from services.trainer.watching import Watcher
+from services.trainer.worker import WorkerConfig
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@click.command(context_settings={"auto_envvar_prefix": "ATELIER_TRAINER"})
+@server_options
+@s3_options
+@base_option
+@click.option("--database-url", required=True, help="SQLAlchemy URL of the trainer's database.")
+@click.option("--registry", required=True, help="host:port of the registry, as the workers reach it.")
+@click.option("--scorer", type=click.Path(exists=True, path_type=Path), required=True, help="CLIP for the scores.")
+@click.option("--ray-address", required=True, help="host:port of the Ray cluster.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
+@click.option("--gpus-per-worker", type=float, default=0.0, show_default=True, help="0 trains on CPUs.")
+@click.option("--torch-threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of each worker.")
+def main(**values: Any) -> None:
+    """Serves the trainer until SIGTERM."""
+    configure_logging("trainer")
+    asyncio.run(_serve(values))
+
+
+async def _serve(values: dict[str, Any]) -> None:
+    database = Database(values["database_url"], MIGRATIONS)
+    await asyncio.to_thread(database.migrate)
+    s3 = s3_config(values)
+    blobs = BlobStore(s3)
+    files = JobFiles(blobs)
+    models = bases(values)
+    jobs = Jobs(database, {name: BaseChoice(path=path, digest=model_digest(path)) for name, path in models.items()})
+    servicer = TrainerServicer(Datasets(database, blobs), jobs, Batches(database, jobs), Watcher(database, files))
+    worker = WorkerConfig(
+        bases=models,
+        scorer=values["scorer"],
+        s3=s3,
+        registry=values["registry"],
+        torch_threads=values["torch_threads"],
+    )
+    config = SchedulerConfig(
+        ray_address=values["ray_address"], num_workers=values["workers"], gpus_per_worker=values["gpus_per_worker"]
+    )
+    scheduler = Scheduler(config, worker, Queue(database), files, authority(values))
+
+    async def warm_up() -> None:
+        await asyncio.to_thread(blobs.create_bucket)
+        scheduler.start()
+
+    server = Server(
+        server_config(values),
+        authority(values),
+        trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+        lambda target: add_TrainerServiceServicer_to_server(servicer, target),
+    )
+    await serve(server, warm_up=warm_up, shut_down=scheduler.stop)
