@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Processes on few cores must not spin while they wait for each other.
+export OMP_WAIT_POLICY := passive
+
 .PHONY: help setup demo test test-all lint format protos lock bench clean
 
 help:  ## Show this list

@@ -17,6 +17,8 @@ from pathlib import Path
 from atelier.local.process import ManagedProcess, free_ports, wait_until
 
 START_SECONDS = 90.0
+THREAD_ENV = {"OMP_WAIT_POLICY": "passive"}
+"""Processes that share few cores must not spin while they wait: spinning made training steps many times slower."""
 
 
 class RayCluster:
@@ -42,7 +44,8 @@ class RayCluster:
         self._session_folder = Path(tempfile.gettempdir()) / f"atelier-ray-{os.getpid()}-{secrets.token_hex(3)}"
         self._port, client_port, agent_port = free_ports(3)
         command = self._command(client_port, agent_port)
-        self._process = ManagedProcess("Ray", command, folder / "ray.log", self.env)
+        workers_env = {**self.env, **THREAD_ENV}
+        self._process = ManagedProcess("Ray", command, folder / "ray.log", workers_env)
 
     @property
     def address(self) -> str:

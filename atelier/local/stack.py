@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from atelier.errors import FailedPreconditionError
 from atelier.local.process import ManagedProcess, free_ports, is_port_free, wait_until
-from atelier.local.ray_cluster import RayCluster
+from atelier.local.ray_cluster import THREAD_ENV, RayCluster
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.rpc.identity import TokenAuthority, create_key_file
 
@@ -127,6 +127,7 @@ class Stack:
     def _service(self, name: str) -> ManagedProcess:
         settings = {**self._common_settings(name), **self._own_settings()[name]}
         env = {f"ATELIER_{name.upper()}_{key}": str(value) for key, value in settings.items()}
+        env |= THREAD_ENV
         if name == "trainer":
             env |= self.ray.env
         command = [sys.executable, "-m", f"services.{name}"]
