@@ -67,22 +67,23 @@ def validate(request: pb.GenerateRequest, base: Base, *, max_size: int, max_adap
         InvalidArgumentError: naming the first field that is wrong, and what is allowed.
     """
     make_scheduler(request.scheduler, base.scheduler_config)  # raises when it is unknown
-    num_images = _integer(request.num_images or 1, "num_images", 1, MAX_IMAGES)
+    num_images = _integer(request, "num_images", 1, MAX_IMAGES, default=1)
     return GenerationSpec(
         prompt=check_text(request.prompt, "prompt", max_characters=MAX_PROMPT_CHARACTERS, required=True),
         negative_prompt=check_text(request.negative_prompt, "negative_prompt", max_characters=MAX_PROMPT_CHARACTERS),
         adapters=_adapters(request.adapters, max_adapters),
         seed=_seed(request, num_images),
-        steps=_integer(request.num_inference_steps or DEFAULT_STEPS, "num_inference_steps", 1, MAX_STEPS),
+        steps=_integer(request, "num_inference_steps", 1, MAX_STEPS, default=DEFAULT_STEPS),
         guidance_scale=_guidance_scale(request),
         scheduler=request.scheduler,
         num_images=num_images,
-        width=_size(request.width, "width", base, max_size),
-        height=_size(request.height, "height", base, max_size),
+        width=_size(request, "width", base, max_size),
+        height=_size(request, "height", base, max_size),
     )
 
 
-def _integer(value: int, field: str, low: int, high: int) -> int:
+def _integer(request: pb.GenerateRequest, field: str, low: int, high: int, *, default: int) -> int:
+    value: int = getattr(request, field) if request.HasField(field) else default
     if not low <= value <= high:
         raise InvalidArgumentError(field, f"is {value}; allowed are {low} to {high}")
     return value
@@ -96,9 +97,7 @@ def _number(value: float, field: str, low: float, high: float) -> float:
 
 def _seed(request: pb.GenerateRequest, num_images: int) -> int:
     highest = MAX_SEED - (num_images - 1)  # the last image's seed is a seed too
-    if not request.HasField("seed"):
-        return secrets.randbelow(highest + 1)
-    return _integer(request.seed, "seed", 0, highest)
+    return _integer(request, "seed", 0, highest, default=secrets.randbelow(highest + 1))
 
 
 def _guidance_scale(request: pb.GenerateRequest) -> float:
@@ -107,10 +106,9 @@ def _guidance_scale(request: pb.GenerateRequest) -> float:
     return _number(request.guidance_scale, "guidance_scale", 0, MAX_GUIDANCE_SCALE)
 
 
-def _size(value: int, field: str, base: Base, max_size: int) -> int:
+def _size(request: pb.GenerateRequest, field: str, base: Base, max_size: int) -> int:
     factor = base.size_factor
-    if value == 0:
-        return base.default_size
+    value: int = getattr(request, field) if request.HasField(field) else base.default_size
     if value % factor or not factor <= value <= max_size:
         raise InvalidArgumentError(field, f"is {value}; allowed are multiples of {factor} from {factor} to {max_size}")
     return value

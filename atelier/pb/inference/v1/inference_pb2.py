@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from atelier.pb.common.v1 import common_pb2 as atelier_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atelier/inference/v1/inference.proto\x12\x14\x61telier.inference.v1\x1a\x1e\x61telier/common/v1/common.proto\"\xb1\x02\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\x12\x32\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32 .atelier.inference.v1.AdapterUse\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x1b\n\x13num_inference_steps\x18\x06 \x01(\x05\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tscheduler\x18\x08 \x01(\t\x12\x12\n\nnum_images\x18\t \x01(\x05\x12\r\n\x05width\x18\n \x01(\x05\x12\x0e\n\x06height\x18\x0b \x01(\x05\x42\x07\n\x05_seedB\x11\n\x0f_guidance_scale\"=\n\nAdapterUse\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xb1\x01\n\x10GenerateResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.atelier.inference.v1.ProgressH\x00\x12,\n\x05image\x18\x02 \x01(\x0b\x32\x1b.atelier.inference.v1.ImageH\x00\x12\x30\n\x07summary\x18\x03 \x01(\x0b\x32\x1d.atelier.inference.v1.SummaryH\x00\x42\t\n\x07\x63ontent\"-\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\"1\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"\xf0\x01\n\x07Summary\x12\x30\n\nbase_model\x18\x01 \x01(\x0b\x32\x1c.atelier.common.v1.BaseModel\x12\x35\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32#.atelier.inference.v1.LoadedAdapter\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\x12\x1c\n\x14\x61\x64\x61pter_load_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fresolve_seconds\x18\x07 \x01(\x01\"T\n\rLoadedAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x12\n\nwas_loaded\x18\x04 \x01(\x08\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.atelier.inference.v1.Model\"\x9c\x01\n\x05Model\x12\x30\n\nbase_model\x18\x01 \x01(\x0b\x32\x1c.atelier.common.v1.BaseModel\x12\x14\n\x0c\x64\x65\x66\x61ult_size\x18\x02 \x01(\x05\x12\x13\n\x0bsize_factor\x18\x03 \x01(\x05\x12\x10\n\x08max_size\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x12\n\nschedulers\x18\x06 \x03(\t2\xd0\x01\n\x10InferenceService\x12[\n\x08Generate\x12%.atelier.inference.v1.GenerateRequest\x1a&.atelier.inference.v1.GenerateResponse0\x01\x12_\n\nListModels\x12\'.atelier.inference.v1.ListModelsRequest\x1a(.atelier.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atelier/inference/v1/inference.proto\x12\x14\x61telier.inference.v1\x1a\x1e\x61telier/common/v1/common.proto\"\x81\x03\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\x12\x32\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32 .atelier.inference.v1.AdapterUse\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\tscheduler\x18\x08 \x01(\t\x12\x17\n\nnum_images\x18\t \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05width\x18\n \x01(\x05H\x04\x88\x01\x01\x12\x13\n\x06height\x18\x0b \x01(\x05H\x05\x88\x01\x01\x42\x07\n\x05_seedB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\r\n\x0b_num_imagesB\x08\n\x06_widthB\t\n\x07_height\"=\n\nAdapterUse\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xb1\x01\n\x10GenerateResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.atelier.inference.v1.ProgressH\x00\x12,\n\x05image\x18\x02 \x01(\x0b\x32\x1b.atelier.inference.v1.ImageH\x00\x12\x30\n\x07summary\x18\x03 \x01(\x0b\x32\x1d.atelier.inference.v1.SummaryH\x00\x42\t\n\x07\x63ontent\"-\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\"1\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"\xf0\x01\n\x07Summary\x12\x30\n\nbase_model\x18\x01 \x01(\x0b\x32\x1c.atelier.common.v1.BaseModel\x12\x35\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32#.atelier.inference.v1.LoadedAdapter\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\x12\x1c\n\x14\x61\x64\x61pter_load_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fresolve_seconds\x18\x07 \x01(\x01\"T\n\rLoadedAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x12\n\nwas_loaded\x18\x04 \x01(\x08\"\x13\n\x11ListModelsRequest\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.atelier.inference.v1.Model\"\x9c\x01\n\x05Model\x12\x30\n\nbase_model\x18\x01 \x01(\x0b\x32\x1c.atelier.common.v1.BaseModel\x12\x14\n\x0c\x64\x65\x66\x61ult_size\x18\x02 \x01(\x05\x12\x13\n\x0bsize_factor\x18\x03 \x01(\x05\x12\x10\n\x08max_size\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x12\n\nschedulers\x18\x06 \x03(\t2\xd0\x01\n\x10InferenceService\x12[\n\x08Generate\x12%.atelier.inference.v1.GenerateRequest\x1a&.atelier.inference.v1.GenerateResponse0\x01\x12_\n\nListModels\x12\'.atelier.inference.v1.ListModelsRequest\x1a(.atelier.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.inference.v1.infere
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=95
-  _globals['_GENERATEREQUEST']._serialized_end=400
-  _globals['_ADAPTERUSE']._serialized_start=402
-  _globals['_ADAPTERUSE']._serialized_end=463
-  _globals['_GENERATERESPONSE']._serialized_start=466
-  _globals['_GENERATERESPONSE']._serialized_end=643
-  _globals['_PROGRESS']._serialized_start=645
-  _globals['_PROGRESS']._serialized_end=690
-  _globals['_IMAGE']._serialized_start=692
-  _globals['_IMAGE']._serialized_end=741
-  _globals['_SUMMARY']._serialized_start=744
-  _globals['_SUMMARY']._serialized_end=984
-  _globals['_LOADEDADAPTER']._serialized_start=986
-  _globals['_LOADEDADAPTER']._serialized_end=1070
-  _globals['_LISTMODELSREQUEST']._serialized_start=1072
-  _globals['_LISTMODELSREQUEST']._serialized_end=1091
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1093
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1158
-  _globals['_MODEL']._serialized_start=1161
-  _globals['_MODEL']._serialized_end=1317
-  _globals['_INFERENCESERVICE']._serialized_start=1320
-  _globals['_INFERENCESERVICE']._serialized_end=1528
+  _globals['_GENERATEREQUEST']._serialized_end=480
+  _globals['_ADAPTERUSE']._serialized_start=482
+  _globals['_ADAPTERUSE']._serialized_end=543
+  _globals['_GENERATERESPONSE']._serialized_start=546
+  _globals['_GENERATERESPONSE']._serialized_end=723
+  _globals['_PROGRESS']._serialized_start=725
+  _globals['_PROGRESS']._serialized_end=770
+  _globals['_IMAGE']._serialized_start=772
+  _globals['_IMAGE']._serialized_end=821
+  _globals['_SUMMARY']._serialized_start=824
+  _globals['_SUMMARY']._serialized_end=1064
+  _globals['_LOADEDADAPTER']._serialized_start=1066
+  _globals['_LOADEDADAPTER']._serialized_end=1150
+  _globals['_LISTMODELSREQUEST']._serialized_start=1152
+  _globals['_LISTMODELSREQUEST']._serialized_end=1171
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1173
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1238
+  _globals['_MODEL']._serialized_start=1241
+  _globals['_MODEL']._serialized_end=1397
+  _globals['_INFERENCESERVICE']._serialized_start=1400
+  _globals['_INFERENCESERVICE']._serialized_end=1608
 # @@protoc_insertion_point(module_scope)
