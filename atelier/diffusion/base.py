@@ -62,8 +62,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Base:
-    """Loads a diffusers folder; its name is the folder's.
+def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, name: str | None = None) -> Base:
+    """Loads a diffusers folder; its name is the folder's unless given.
 
     Raises:
         InvalidArgumentError: no such folder, an unsupported family, or weights that are not safetensors.
@@ -76,7 +76,7 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Base:
         return model.to(device).eval().requires_grad_(False)
 
     return Base(
-        name=path.name,
+        name=name or path.name,
         digest=model_digest(path),
         path=path,
         unet=load(UNet2DConditionModel, "unet", dtype=dtype),

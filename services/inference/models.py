@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ class Model:
 def load_model(name: str, path: Path, config: EngineConfig) -> Model:
     """Loads a base model under a name, starts its engine, and draws one small image with it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = dataclasses.replace(load_base(path, device=device, dtype=default_dtype(device)), name=name)
+    base = load_base(path, device=device, dtype=default_dtype(device), name=name)
     model = Model(engine=Engine(base, config), prompts=PromptEncoder(base))
     model.engine.start()
     _try_out(model)

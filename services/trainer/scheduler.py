@@ -21,13 +21,14 @@ from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.status import from_status
 from services.trainer import metrics
 from services.trainer.job_files import JobFiles
-from services.trainer.methods.base import Evaluated, Preparing, StepDone
+from services.trainer.methods.base import Evaluated, Evaluating, Preparing, StepDone
 from services.trainer.queue import Assignment, LeaseLostError, Queue
 from services.trainer.tables import State
 from services.trainer.worker import (
     CheckpointSaved,
     PreviewsSaved,
     Published,
+    Publishing,
     Stopped,
     TrainingWorker,
     WorkerConfig,
@@ -167,8 +168,8 @@ class _Run:
 
     def take(self, event: WorkerEvent) -> None:
         """Notes what an event changes."""
-        if isinstance(event, Preparing):
-            self._changes["stage"] = event.what if event.what in ("evaluating", "publishing") else "preparing"
+        if isinstance(event, Preparing | Evaluating | Publishing):
+            self._changes["stage"] = type(event).__name__.lower()
         elif isinstance(event, StepDone):
             progress = asdict(event)
             del progress["total_steps"]

@@ -22,6 +22,7 @@ from services.trainer.methods import load_train
 from services.trainer.methods.base import (
     CheckpointReady,
     Evaluated,
+    Evaluating,
     Event,
     Finished,
     Preparing,
@@ -68,6 +69,11 @@ class PreviewsSaved:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Publishing:
+    """The adapter is on its way to the registry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
     """The adapter is in the registry. Last event of a job that succeeded."""
 
@@ -81,7 +87,9 @@ class Stopped:
     status: bytes = field(repr=False)
 
 
-WorkerEvent = Preparing | StepDone | Evaluated | CheckpointSaved | PreviewsSaved | Published | Stopped
+WorkerEvent = (
+    Preparing | StepDone | Evaluating | Evaluated | CheckpointSaved | PreviewsSaved | Publishing | Published | Stopped
+)
 
 
 class TrainingWorker:
@@ -137,7 +145,7 @@ class TrainingWorker:
             if isinstance(event, Evaluated):
                 evaluated = event
             if isinstance(event, Finished):
-                yield Preparing(what="publishing")
+                yield Publishing()
                 version = publish(self._config.registry, token, assignment, event.files, evaluated)
                 yield Published(version=version)
             else:
@@ -162,7 +170,7 @@ class TrainingWorker:
 
         if self._base is None or self._base.name != name:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._base = load_base(self._config.bases[name], device=device, dtype=default_dtype(device))
+            self._base = load_base(self._config.bases[name], device=device, dtype=default_dtype(device), name=name)
             self._scorer = ClipScorer(self._config.scorer, self._base)
         return self._base
 

@@ -75,6 +75,11 @@ class CheckpointReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluating:
+    """Training is over; the result is being checked and scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """Mean cosines over the validation images."""
 
@@ -97,7 +102,7 @@ class Finished:
     files: Mapping[str, bytes] = field(repr=False)
 
 
-Event = Preparing | StepDone | Previews | CheckpointReady | Evaluated | Finished
+Event = Preparing | StepDone | Previews | CheckpointReady | Evaluating | Evaluated | Finished
 
 
 class Train(Protocol):
