@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import diffusers
+import structlog
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @click.option("--threads", default=2, show_default=True, help="Torch threads.")
 def main(turns: int, threads: int) -> None:
     """Atelier beside diffusers with PEFT."""
+    _silence()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, images = REPOSITORY / "models" / "emoji-sd", REPOSITORY / "examples" / "fox"
@@ -39,6 +45,15 @@ def main(turns: int, threads: int) -> None:
         _print(console, "A new adapter, from its file to its first use", contest.loading(turns=turns))
     finally:
         contest.close()
+
+
+def _silence() -> None:
+    """The tables are what this prints: not the libraries' progress bars and advice."""
+    warnings.simplefilter("ignore")
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
 def _print(console: Console, title: str, results: Sequence[Result]) -> None:

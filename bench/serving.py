@@ -36,7 +36,7 @@ class Contest:
         self.model = load_model(base_path.name, base_path, EngineConfig(num_slots=NUM_ADAPTERS + 2, max_rank=RANK))
         self.files = [self._write_adapter(seed) for seed in range(NUM_ADAPTERS + 1)]
         self.adapters = {str(index): self.pack(index) for index in range(NUM_ADAPTERS)}
-        self.pipeline = StableDiffusionPipeline.from_pretrained(base_path, torch_dtype=default_dtype(device)).to(device)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(base_path, dtype=default_dtype(device)).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         for index in range(NUM_ADAPTERS):
             self.pipeline.load_lora_weights(self.files[index].parent, adapter_name=_peer_name(index))

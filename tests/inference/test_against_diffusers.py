@@ -21,7 +21,7 @@ from tests.harness.inference import EMOJI_SD, MAX_DIFFERENCE, pixels, publish, r
 @pytest.fixture(scope="module")
 def loaded_pipeline() -> StableDiffusionPipeline:
     """diffusers, with nothing of Atelier in it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(EMOJI_SD, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(EMOJI_SD, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -92,7 +92,7 @@ def test_the_published_folder_gives_the_same_image_in_plain_diffusers(installati
     """Tolerance: 2 of 255 a channel, in float32."""
     served = _generate(installation, "served", "--adapter", "fox")
     installation.run("adapters", "pull", "fox", "--out", str(installation.folder / "pulled"))
-    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "emoji-sd", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "emoji-sd", dtype=torch.float32)
     pipeline.load_lora_weights(installation.folder / "pulled")
     generator = torch.Generator("cpu").manual_seed(7)
     plain = pipeline(PROMPT, num_inference_steps=6, guidance_scale=4.0, generator=generator).images[0]
