@@ -9,39 +9,54 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from atelier.errors import InvalidArgumentError
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
+MAX_NUMBER = 2**31 - 1
+"""Above every number that counts something."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which page is asked for: at most `size` items that come after `after` (None for the first page)."""
+    """Which page is asked for: at most `size` items whose sort keys come after `after`."""
 
     size: int
-    after: str | int | None
+    after: Any
     _binding: str
 
-    def token_after(self, key: str | int) -> str:
-        """The token of the page that follows the item with this sort key."""
-        return base64.urlsafe_b64encode(json.dumps([self._binding, key]).encode()).decode()
+    def cut(self, items: Sequence[Item], key: Callable[[Item], str | int]) -> tuple[Sequence[Item], str]:
+        """The page's items out of up to `size` + 1 that were found, and the next page's token, empty on the last."""
+        if len(items) <= self.size:
+            return items, ""
+        content = json.dumps([self._binding, key(items[self.size - 1])])
+        return items[: self.size], base64.urlsafe_b64encode(content.encode()).decode()
 
 
-def parse_page(page_size: int, page_token: str, *arguments: str) -> Page:
-    """The page that a List request asks for; `arguments` are its other fields, to which the token is bound."""
+def parse_page(page_size: int, page_token: str, *arguments: str, first: str | int = "") -> Page:
+    """The page that a List request asks for.
+
+    Args:
+        arguments: the request's other fields, to which the token is bound.
+        first: `after` on the first page: "" for keys that ascend, the highest number for numbers that descend.
+    """
     if page_size < 0:
         raise InvalidArgumentError("page_size", f"is {page_size}; it must be 0 (the default of {DEFAULT_SIZE}) or more")
     size = min(page_size or DEFAULT_SIZE, MAX_SIZE)
     binding = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16]
     if not page_token:
-        return Page(size, None, binding)
+        return Page(size, first, binding)
     try:
         token_binding, after = json.loads(base64.urlsafe_b64decode(page_token.encode()))
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidArgumentError("page_token", "is not a token that this service gave") from error
-    if token_binding != binding or not isinstance(after, str | int):
+    if token_binding != binding or type(after) is not type(first):
         raise InvalidArgumentError("page_token", "belongs to a request with other arguments")
+    if isinstance(first, int) and not 0 < int(after) <= first:
+        raise InvalidArgumentError("page_token", "is not a token that this service gave")
     return Page(size, after, binding)

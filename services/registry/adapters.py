@@ -67,12 +67,10 @@ def list_page(session: Session, request: pb.ListAdaptersRequest) -> pb.ListAdapt
     """A page of the tenant's adapters, by name."""
     tenant = TENANT.parse(request.parent, "parent")["tenant"]
     page = parse_page(request.page_size, request.page_token, "adapters", tenant)
-    query = select(AdapterRow).where(AdapterRow.tenant == tenant, AdapterRow.adapter_id > str(page.after or ""))
+    query = select(AdapterRow).where(AdapterRow.tenant == tenant, AdapterRow.adapter_id > page.after)
     rows = session.scalars(query.order_by(AdapterRow.adapter_id).limit(page.size + 1)).all()
-    response = pb.ListAdaptersResponse(adapters=map(to_message, rows[: page.size]))
-    if len(rows) > page.size:
-        response.next_page_token = page.token_after(rows[page.size - 1].adapter_id)
-    return response
+    rows, token = page.cut(rows, key=lambda row: row.adapter_id)
+    return pb.ListAdaptersResponse(adapters=map(to_message, rows), next_page_token=token)
 
 
 def find(session: Session, tenant: str, adapter: str) -> AdapterRow:

@@ -57,13 +57,11 @@ def list_page(session: Session, request: pb.ListAliasesRequest) -> pb.ListAliase
     query = select(AliasRow).where(
         AliasRow.tenant == adapter.tenant,
         AliasRow.adapter_id == adapter.adapter_id,
-        AliasRow.alias_id > str(page.after or ""),
+        AliasRow.alias_id > page.after,
     )
     rows = session.scalars(query.order_by(AliasRow.alias_id).limit(page.size + 1)).all()
-    response = pb.ListAliasesResponse(aliases=map(to_message, rows[: page.size]))
-    if len(rows) > page.size:
-        response.next_page_token = page.token_after(rows[page.size - 1].alias_id)
-    return response
+    rows, token = page.cut(rows, key=lambda row: row.alias_id)
+    return pb.ListAliasesResponse(aliases=map(to_message, rows), next_page_token=token)
 
 
 def resolve(session: Session, request: pb.ResolveVersionRequest) -> pb.Version:

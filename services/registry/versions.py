@@ -7,16 +7,15 @@ import re
 from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
-from atelier.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier.errors import FailedPreconditionError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import BaseModel, File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER, VERSION, shown
-from atelier.rpc.pages import Page, parse_page
+from atelier.rpc.pages import MAX_NUMBER, parse_page
 from atelier.storage.database import to_timestamp
 from services.registry import adapters
 from services.registry.tables import AdapterRow, FileRow, VersionRow
 
-MAX_NUMBER = 2**31 - 1
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -28,14 +27,12 @@ def get(session: Session, request: pb.GetVersionRequest) -> pb.Version:
 def list_page(session: Session, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
     """A page of an adapter's versions, newest first."""
     ids = ADAPTER.parse(request.parent, "parent")
-    page = parse_page(request.page_size, request.page_token, "versions", *ids.values())
+    page = parse_page(request.page_size, request.page_token, "versions", *ids.values(), first=MAX_NUMBER)
     adapter = adapters.find(session, **ids)
-    query = select(VersionRow).where(_belongs_to(adapter), VersionRow.number < _number_before(page))
+    query = select(VersionRow).where(_belongs_to(adapter), VersionRow.number < page.after)
     rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(page.size + 1)).all()
-    response = pb.ListVersionsResponse(versions=map(to_message, rows[: page.size]))
-    if len(rows) > page.size:
-        response.next_page_token = page.token_after(rows[page.size - 1].number)
-    return response
+    rows, token = page.cut(rows, key=lambda row: row.number)
+    return pb.ListVersionsResponse(versions=map(to_message, rows), next_page_token=token)
 
 
 def find_file(session: Session, request: pb.DownloadFileRequest) -> FileRow:
@@ -91,11 +88,3 @@ def to_message(row: VersionRow) -> pb.Version:
 
 def _belongs_to(adapter: AdapterRow) -> ColumnElement[bool]:
     return and_(VersionRow.tenant == adapter.tenant, VersionRow.adapter_id == adapter.adapter_id)
-
-
-def _number_before(page: Page) -> int:
-    if page.after is None:
-        return MAX_NUMBER
-    if not isinstance(page.after, int) or not 0 < page.after <= MAX_NUMBER:
-        raise InvalidArgumentError("page_token", "is not a token that this service gave")
-    return page.after

@@ -56,14 +56,11 @@ class Batches:
 
     def list(self, page: Page) -> pb.ListBatchesResponse:
         """A page of the tenant's batches, newest first."""
-        query = select(BatchRow).where(BatchRow.tenant == current_tenant()).order_by(BatchRow.id.desc())
-        if page.after is not None:
-            query = query.where(BatchRow.id < page.after)
+        query = select(BatchRow).where(BatchRow.tenant == current_tenant(), BatchRow.id < page.after)
         with self._database.transaction() as session:
-            rows = session.scalars(query.limit(page.size + 1)).all()
-            batches = [_to_proto(row) for row in rows[: page.size]]
-        token = page.token_after(rows[page.size - 1].id) if len(rows) > page.size else ""
-        return pb.ListBatchesResponse(batches=batches, next_page_token=token)
+            rows = session.scalars(query.order_by(BatchRow.id.desc()).limit(page.size + 1)).all()
+            rows, token = page.cut(rows, key=lambda row: row.id)
+            return pb.ListBatchesResponse(batches=map(_to_proto, rows), next_page_token=token)
 
 
 def _add(session: Session, batch: BatchRow) -> None:

@@ -92,14 +92,11 @@ class Datasets:
 
     def list(self, page: Page) -> pb.ListDatasetsResponse:
         """A page of the tenant's datasets, by id."""
-        query = select(DatasetRow).where(DatasetRow.tenant == current_tenant()).order_by(DatasetRow.dataset_id)
-        if page.after is not None:
-            query = query.where(DatasetRow.dataset_id > page.after)
+        query = select(DatasetRow).where(DatasetRow.tenant == current_tenant(), DatasetRow.dataset_id > page.after)
         with self._database.transaction() as session:
-            rows = session.scalars(query.limit(page.size + 1)).all()
-        more = len(rows) > page.size
-        token = page.token_after(rows[page.size - 1].dataset_id) if more else ""
-        return pb.ListDatasetsResponse(datasets=map(to_proto, rows[: page.size]), next_page_token=token)
+            rows = session.scalars(query.order_by(DatasetRow.dataset_id).limit(page.size + 1)).all()
+        rows, token = page.cut(rows, key=lambda row: row.dataset_id)
+        return pb.ListDatasetsResponse(datasets=map(to_proto, rows), next_page_token=token)
 
 
 def find(session: Session, name: str, field: str = "name") -> DatasetRow:

@@ -102,14 +102,11 @@ class Jobs:
 
     def list(self, page: Page) -> pb.ListJobsResponse:
         """A page of the tenant's jobs, newest first."""
-        query = select(JobRow).where(JobRow.tenant == current_tenant()).order_by(JobRow.id.desc())
-        if page.after is not None:
-            query = query.where(JobRow.id < page.after)
+        query = select(JobRow).where(JobRow.tenant == current_tenant(), JobRow.id < page.after)
         with self._database.transaction() as session:
-            rows = session.scalars(query.limit(page.size + 1)).all()
-            jobs = [to_proto(row) for row in rows[: page.size]]
-        token = page.token_after(rows[page.size - 1].id) if len(rows) > page.size else ""
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+            rows = session.scalars(query.order_by(JobRow.id.desc()).limit(page.size + 1)).all()
+            rows, token = page.cut(rows, key=lambda row: row.id)
+            return pb.ListJobsResponse(jobs=map(to_proto, rows), next_page_token=token)
 
     def cancel(self, name: str) -> pb.Job:
         """Asks a job to stop: at once while it waits, at its worker's next step while it runs."""

@@ -11,13 +11,14 @@ from atelier.errors import InvalidArgumentError
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from atelier.rpc.names import TENANT
-from atelier.rpc.pages import Page, parse_page
+from atelier.rpc.pages import MAX_NUMBER, Page, parse_page
 from services.trainer.batches import Batches
 from services.trainer.datasets import Datasets
 from services.trainer.jobs import Jobs
 from services.trainer.watching import Watcher
 
 _Upload = AsyncIterator[pb.CreateDatasetRequest]
+_ListRequest = pb.ListDatasetsRequest | pb.ListJobsRequest | pb.ListBatchesRequest
 _JobStream = AsyncIterator[pb.WatchJobResponse]
 
 
@@ -52,7 +53,7 @@ class TrainerServicer(TrainerServiceServicer):
         return self._jobs.get(request.name)
 
     def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
-        return self._jobs.list(_page(request, "jobs"))
+        return self._jobs.list(_page(request, "jobs", first=MAX_NUMBER))
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: ServicerContext
@@ -70,12 +71,12 @@ class TrainerServicer(TrainerServiceServicer):
         return self._batches.get(request.name)
 
     def ListBatches(self, request: pb.ListBatchesRequest, context: ServicerContext) -> pb.ListBatchesResponse:
-        return self._batches.list(_page(request, "batches"))
+        return self._batches.list(_page(request, "batches", first=MAX_NUMBER))
 
 
-def _page(request: pb.ListDatasetsRequest | pb.ListJobsRequest | pb.ListBatchesRequest, collection: str) -> Page:
+def _page(request: _ListRequest, collection: str, *, first: str | int = "") -> Page:
     parent = TENANT.parse(request.parent, "parent")["tenant"]
-    return parse_page(request.page_size, request.page_token, collection, parent)
+    return parse_page(request.page_size, request.page_token, collection, parent, first=first)
 
 
 async def _pieces(requests: _Upload) -> AsyncIterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -15,13 +14,13 @@ from atelier.errors import InvalidArgumentError, PermissionDeniedError, Unauthen
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.identity import TokenAuthority
-from atelier.rpc.status import translated_errors
+from tests.harness.calls import call
 from tests.harness.files import adapter_files, version
 from tests.harness.registry import RegistryServer
 from tests.registry.uploads import declared
 
-METHODS = list(pb.DESCRIPTOR.services_by_name["RegistryService"].methods)
-METHOD_NAMES = [method.name for method in METHODS]
+SERVICE = pb.DESCRIPTOR.services_by_name["RegistryService"]
+METHOD_NAMES = list(SERVICE.methods_by_name)
 
 
 def request_for(method: str, tenant: str) -> Any:
@@ -46,14 +45,10 @@ def request_for(method: str, tenant: str) -> Any:
     return next(request for request in requests if request.DESCRIPTOR.name == f"{method}Request")
 
 
-def call(channel: grpc.Channel, method: str, request: Any, metadata: Iterable[tuple[str, str]] = ()) -> None:
-    """Calls any method of the service to its end."""
-    descriptor = next(each for each in METHODS if each.name == method)
-    callable_method = getattr(RegistryServiceStub(channel), method)
-    with translated_errors():
-        answer = callable_method(iter([request]) if descriptor.client_streaming else request, metadata=tuple(metadata))
-        if descriptor.server_streaming:
-            list(answer)
+def list_adapters(channel: grpc.Channel, authorization: str) -> None:
+    """Asks for the adapters with this header."""
+    request = request_for("ListAdapters", "-")
+    call(RegistryServiceStub(channel), SERVICE, "ListAdapters", request, [("authorization", authorization)])
 
 
 def forged(**claims: object) -> str:
@@ -65,7 +60,7 @@ def forged(**claims: object) -> str:
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_call_without_a_token_is_unauthenticated(registry_server: RegistryServer, method: str) -> None:
     with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError) as caught:
-        call(channel, method, request_for(method, "-"))
+        call(RegistryServiceStub(channel), SERVICE, method, request_for(method, "-"))
     assert caught.value.reason == "TOKEN_MISSING"
 
 
@@ -79,7 +74,7 @@ def test_name_of_another_tenant_is_denied_whether_or_not_it_exists(
     with registry_server.connect("stranger") as connection:
         for owner in (tenant, "nobody"):
             with pytest.raises(PermissionDeniedError):
-                call(connection.channel, method, request_for(method, owner))
+                call(RegistryServiceStub(connection.channel), SERVICE, method, request_for(method, owner))
 
 
 def test_same_names_of_two_tenants_are_two_adapters(
@@ -106,13 +101,25 @@ def test_same_names_of_two_tenants_are_two_adapters(
 )
 def test_credential_that_was_not_issued_is_refused(registry_server: RegistryServer, header: str) -> None:
     with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError):
-        call(channel, "ListAdapters", request_for("ListAdapters", "-"), [("authorization", header)])
+        call(
+            RegistryServiceStub(channel),
+            SERVICE,
+            "ListAdapters",
+            request_for("ListAdapters", "-"),
+            [("authorization", header)],
+        )
 
 
 def test_expired_token_is_refused_as_such(registry_server: RegistryServer, authority: TokenAuthority) -> None:
     token = authority.issue(tenant="acme", subject="x", lifetime_seconds=-1)
     with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError) as caught:
-        call(channel, "ListAdapters", request_for("ListAdapters", "-"), [("authorization", f"Bearer {token}")])
+        call(
+            RegistryServiceStub(channel),
+            SERVICE,
+            "ListAdapters",
+            request_for("ListAdapters", "-"),
+            [("authorization", f"Bearer {token}")],
+        )
     assert caught.value.reason == "TOKEN_EXPIRED"
 
 
@@ -122,5 +129,5 @@ def test_empty_request_is_an_invalid_argument(
 ) -> None:
     empty = type(request_for(method, tenant))()
     with registry_server.connect(tenant) as connection, pytest.raises(InvalidArgumentError) as caught:
-        call(connection.channel, method, empty)
+        call(RegistryServiceStub(connection.channel), SERVICE, method, empty)
     assert caught.value.violations[0].field

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atelier.errors import InvalidArgumentError
-from atelier.rpc.pages import DEFAULT_SIZE, MAX_SIZE, parse_page
+from atelier.rpc.pages import DEFAULT_SIZE, MAX_NUMBER, MAX_SIZE, parse_page
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, DEFAULT_SIZE), (7, 7), (MAX_SIZE, MAX_SIZE), (10**9, MAX_SIZE)])
@@ -18,17 +18,31 @@ def test_negative_size_is_refused() -> None:
         parse_page(-1, "", "jobs")
 
 
-@pytest.mark.parametrize("key", ["fox", "é", 17])
-def test_token_brings_its_key_back(key: str | int) -> None:
-    token = parse_page(0, "", "jobs", "acme").token_after(key)
-    assert parse_page(0, token, "jobs", "acme").after == key
+def token_after(key: str | int, *arguments: str, first: str | int = "") -> str:
+    """The token of a page that ends with the item `key`, which is not the last."""
+    return parse_page(1, "", *arguments, first=first).cut([key, key], key=lambda item: item)[1]
+
+
+@pytest.mark.parametrize(("key", "first"), [("fox", ""), ("é", ""), (17, MAX_NUMBER)])
+def test_token_brings_its_key_back(key: str | int, first: str | int) -> None:
+    token = token_after(key, "jobs", "acme", first=first)
+    assert parse_page(0, token, "jobs", "acme", first=first).after == key
+
+
+def test_last_page_has_no_token() -> None:
+    assert parse_page(2, "", "jobs").cut(["a", "b"], key=str) == (["a", "b"], "")
 
 
 @pytest.mark.parametrize("arguments", [("jobs", "other"), ("batches", "acme"), ("jobs",), ()])
 def test_token_of_other_arguments_is_refused(arguments: tuple[str, ...]) -> None:
-    token = parse_page(0, "", "jobs", "acme").token_after("fox")
     with pytest.raises(InvalidArgumentError):
-        parse_page(0, token, *arguments)
+        parse_page(0, token_after("fox", "jobs", "acme"), *arguments)
+
+
+@pytest.mark.parametrize(("key", "first"), [("fox", MAX_NUMBER), (17, ""), (0, 9), (10, 9), (True, 9)])
+def test_token_with_a_key_that_cannot_be_is_refused(key: str | int, first: str | int) -> None:
+    with pytest.raises(InvalidArgumentError):
+        parse_page(0, token_after(key, "jobs"), "jobs", first=first)
 
 
 @pytest.mark.parametrize("token", ["x", "é", "bnVsbA==", "Nw==", "e30=", "W10=", "WzEsMl0=", "W" * 10_000])
