@@ -21,7 +21,8 @@ and reaches a caller as an InternalError without its text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -76,6 +77,16 @@ class InvalidArgumentError(AtelierError):
     ) -> None:
         super().__init__(f"{field}: {description}", reason=reason, metadata={"field": field, **(metadata or {})})
         self.violations = (FieldViolation(field, description), *more)
+
+
+@contextmanager
+def within(field: str) -> Iterator[None]:
+    """Puts `field` before the field names of an InvalidArgumentError from inside: they were told of a part of it."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        first, *more = (FieldViolation(f"{field}.{v.field}", v.description) for v in error.violations)
+        raise InvalidArgumentError(first.field, first.description, reason=error.reason, more=more) from error
 
 
 class UnauthenticatedError(AtelierError):

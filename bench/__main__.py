@@ -42,7 +42,11 @@ def main(turns: int, threads: int) -> None:
     try:
         _print(console, f"One image, one adapter, {serving.STEPS} steps", contest.latency(turns=turns))
         _print(console, f"{serving.NUM_ADAPTERS} images of {serving.NUM_ADAPTERS} adapters", contest.crowd(turns=turns))
-        _print(console, "A new adapter, from its file to its first use", contest.loading(turns=turns))
+        _print(
+            console,
+            "A new adapter, from its file to a state in which the next image can use it",
+            contest.loading(turns=turns),
+        )
     finally:
         contest.close()
 

@@ -35,14 +35,24 @@ class Result:
         return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
 
 
-def take_turns(contenders: Mapping[str, Callable[[], object]], *, turns: int, warm_up: int = 1) -> list[Result]:
-    """Times each contender `turns` times, A B A B …, after `warm_up` turns that do not count."""
+def take_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    turns: int,
+    warm_up: int = 1,
+    clean_up: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Times each contender `turns` times, A B A B …, after `warm_up` turns that do not count.
+
+    `clean_up()` follows every round of turns and is not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm_up + turns):
         for name, work in contenders.items():
             elapsed = _timed(work)
             if turn >= warm_up:
                 seconds[name].append(elapsed)
+        clean_up()
     return [Result(name=name, seconds=tuple(values)) for name, values in seconds.items()]
 
 

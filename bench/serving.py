@@ -1,8 +1,10 @@
 """Generating with adapters: diffusers' pipeline with PEFT, and Atelier's engine.
 
 Both have the same adapters (rank 16 on the attention projections, random weights) on the same base model, and draw
-the same images: same prompt, seeds, steps, guidance and scheduler. The peer switches adapters with `set_adapters`;
-requests for different adapters come one after the other, since one batch of its UNet has one set of adapters.
+the same images: same prompt, seeds, steps, guidance and scheduler. Neither encodes the prompt: Atelier remembers
+prompts, and the peer is given its embeddings. The peer switches adapters with `set_adapters`; requests for different
+adapters come one after the other, since one batch of its UNet has one set of adapters. Atelier's engine is called in
+this process, without gRPC and without PNG files.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Contest:
         self.adapters = {str(index): self.pack(index) for index in range(NUM_ADAPTERS)}
         self.pipeline = StableDiffusionPipeline.from_pretrained(base_path, dtype=default_dtype(device)).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self._embeddings = self._peer_embeddings(device)
         for index in range(NUM_ADAPTERS):
             self.pipeline.load_lora_weights(self.files[index].parent, adapter_name=_peer_name(index))
 
@@ -50,16 +53,19 @@ class Contest:
         return self._compare(range(NUM_ADAPTERS), turns)
 
     def loading(self, *, turns: int) -> list[Result]:
-        """Seconds from an adapter's file on disk to its first use."""
+        """Seconds from an adapter's file on disk to a state in which the next image can use it."""
 
         def peer() -> None:
             self.pipeline.load_lora_weights(self.files[-1].parent, adapter_name="new")
-            self.pipeline.delete_adapters("new")
 
         def atelier() -> None:
             self.model.engine.bank.load(NUM_ADAPTERS + 1, self.pack(NUM_ADAPTERS))
 
-        return take_turns({"diffusers + PEFT, load_lora_weights": peer, "Atelier, file to slot": atelier}, turns=turns)
+        return take_turns(
+            {"diffusers + PEFT, load_lora_weights": peer, "Atelier, file to slot": atelier},
+            turns=turns,
+            clean_up=lambda: self.pipeline.delete_adapters("new"),
+        )
 
     def pack(self, index: int) -> PackedFactors:
         """An adapter's file, read and checked."""
@@ -76,7 +82,7 @@ class Contest:
             for index in adapters:
                 self.pipeline.set_adapters([_peer_name(index)])
                 self.pipeline(
-                    PROMPT,
+                    **self._embeddings,
                     num_inference_steps=STEPS,
                     guidance_scale=GUIDANCE,
                     generator=torch.Generator("cpu").manual_seed(index),
@@ -88,6 +94,11 @@ class Contest:
             )
 
         return take_turns({"diffusers + PEFT": peer, "Atelier": atelier}, turns=turns)
+
+    @torch.no_grad()
+    def _peer_embeddings(self, device: torch.device) -> dict[str, torch.Tensor]:
+        prompt, negative = self.pipeline.encode_prompt(PROMPT, device, 1, do_classifier_free_guidance=True)
+        return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
 
     def _write_adapter(self, seed: int) -> Path:
         generator = torch.Generator().manual_seed(seed)

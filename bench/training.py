@@ -1,13 +1,14 @@
 """A DreamBooth-LoRA step: diffusers' training script's way, and Atelier's.
 
-Same base, images, batch, rank, layers (attention projections), optimizer and clipping. The peer does in each step
-what diffusers' `train_dreambooth_lora.py` does by default: encode the pixels with the VAE and the prompt with the
-text encoder, then the UNet with PEFT's layers. Both draw their own noise; the arithmetic per step is the same.
+Same base, images, batch, rank, layers (attention projections), optimizer and clipping. The peer comes twice. First it
+does in each step what diffusers' `train_dreambooth_lora.py` does by default: encode the pixels with the VAE and the
+prompt with the text encoder, then the UNet with PEFT's layers. Then with latents and embeddings made once, before the
+clock runs, as Atelier makes them. All draw their own noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,9 +29,10 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def compare(base_path: Path, images_path: Path, *, turns: int, device: torch.device) -> list[Result]:
-    """Seconds of STEPS_A_TURN training steps, the peer first."""
+    """Seconds of STEPS_A_TURN training steps, the peer first; preparation is not in them."""
     contenders = {
-        "diffusers + PEFT, as train_dreambooth_lora.py": peer_steps(base_path, images_path, device),
+        "diffusers + PEFT, as train_dreambooth_lora.py": peer_steps(base_path, images_path, device, cached=False),
+        "diffusers + PEFT, cached latents and embeddings": peer_steps(base_path, images_path, device, cached=True),
         "Atelier": atelier_steps(base_path, images_path, device),
     }
     return take_turns(contenders, turns=turns)
@@ -56,22 +58,24 @@ def atelier_steps(base_path: Path, images_path: Path, device: torch.device) -> C
     return steps
 
 
-def peer_steps(base_path: Path, images_path: Path, device: torch.device) -> Callable[[], None]:
-    """The peer's steps. Parameters and products are float32 on a CPU; autocast to bfloat16 on a GPU."""
+def peer_steps(base_path: Path, images_path: Path, device: torch.device, *, cached: bool) -> Callable[[], None]:
+    """The peer's steps. Parameters and products are float32 on a CPU; autocast to bfloat16 on a GPU.
+
+    Args:
+        cached: encode images and prompt once, at the first step of all, and not in every step.
+    """
     base = load_base(base_path, device=device, dtype=default_dtype(device))
     unet = _with_peft(base)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-2)
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
-    pixels = _pixels(base, images_path)
+    batches = (_cached_batches if cached else _encoded_batches)(base, _pixels(base, images_path))
 
     def step() -> None:
-        chosen = pixels[torch.randint(len(pixels), (BATCH,))]
-        latents = base.vae.encode(chosen.to(base.dtype)).latent_dist.sample() * base.vae.config["scaling_factor"]
+        latents, text = next(batches)
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (BATCH,), device=device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        text = base.text_encoder(_tokens(base)).last_hidden_state
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             prediction = unet(noisy, timesteps, text).sample
         target = scheduler.get_velocity(latents, noise, timesteps)
@@ -93,6 +97,24 @@ def _with_peft(base: Base) -> UNet2DConditionModel:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return base.unet
+
+
+def _encoded_batches(base: Base, pixels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Latents and text [BATCH, ...], encoded for each batch anew."""
+    while True:
+        chosen = pixels[torch.randint(len(pixels), (BATCH,))]
+        yield _latents(base, chosen), base.text_encoder(_tokens(base)).last_hidden_state
+
+
+def _cached_batches(base: Base, pixels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same out of what is encoded once, before the first batch."""
+    latents, text = _latents(base, pixels), base.text_encoder(_tokens(base)).last_hidden_state
+    while True:
+        yield latents[torch.randint(len(latents), (BATCH,))], text
+
+
+def _latents(base: Base, pixels: torch.Tensor) -> torch.Tensor:
+    return base.vae.encode(pixels.to(base.dtype)).latent_dist.sample() * base.vae.config["scaling_factor"]
 
 
 def _tokens(base: Base) -> torch.Tensor:

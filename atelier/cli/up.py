@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
@@ -16,32 +16,53 @@ if TYPE_CHECKING:
     from atelier.local.stack import Stack
 
 _WATCH_SECONDS = 1.0
+_FOLDER = "NAME=PATH"
 
 
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".data"), show_default=True, help="State.")
 @click.option("--port", type=click.IntRange(1024, 65000), default=7600, show_default=True, help="The first of six.")
-@click.option("--base", multiple=True, metavar="NAME=PATH", help="Base model; the embedded one unless given.")
-def up(data_dir: Path, port: int, base: tuple[str, ...]) -> None:
+@click.option("--base", multiple=True, metavar=_FOLDER, help="Base model; the embedded one unless given.")
+@click.option("--scorer", multiple=True, metavar=_FOLDER, help="A base model's CLIP scorer; without one, no scores.")
+def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...]) -> None:
     """Every service on this machine, until Ctrl-C."""
-    from atelier.local.stack import EMBEDDED_BASES, Stack, StackConfig  # a client's installation has no services
+    # Not at the top: a client's installation has no services.
+    from atelier.local.stack import EMBEDDED_BASES, EMBEDDED_SCORERS, Stack, StackConfig
+    from atelier.rpc.options import named_folders
 
-    stop = threading.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: stop.set())
-    bases = {name: Path(path) for name, _, path in (entry.partition("=") for entry in base)}
-    config = StackConfig(data_dir=data_dir, base_port=port, bases=bases or EMBEDDED_BASES)
+    bases = named_folders(base, "--base")
+    scorers = named_folders(scorer, "--scorer")
+    if not bases:
+        bases, scorers = EMBEDDED_BASES, {**EMBEDDED_SCORERS, **scorers}
+    config = StackConfig(data_dir=data_dir, base_port=port, bases=bases, scorers=scorers)
     console = Console(stderr=True)
-    with Stack(config) as stack:
-        stack.start(lambda event: console.print(f"[green]✓[/] {event}"))
-        save_profile({**stack.addresses, "token": stack.token})
-        try:
-            _print_addresses(stack)
-            while not stop.wait(_WATCH_SECONDS):
-                stack.check_alive()
-        finally:
-            remove_profile()
-            console.print("stopping…")
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, _interrupt)
+    try:
+        with Stack(config) as stack:
+            _run(stack, console)
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def _run(stack: Stack, console: Console) -> NoReturn:
+    stack.start(lambda event: console.print(f"[green]✓[/] {event}"))
+    save_profile({**stack.addresses, "token": stack.token})
+    try:
+        _print_addresses(stack)
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            stack.check_alive()
+    finally:
+        remove_profile()
+        console.print("stopping…")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Ends whatever goes on, once: what follows is stopping, which is not to be interrupted."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _print_addresses(stack: Stack) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,7 +133,7 @@ def watch_batch(trainer: TrainerClient, batch_id: str) -> list[pb.Job]:
             if done == len(batch.jobs):
                 break
             time.sleep(POLL_SECONDS)
-    return [trainer.job(last_part(name)) for name in batch.jobs]
+    return [_patiently(partial(trainer.job, last_part(name))) for name in batch.jobs]
 
 
 def _patiently(ask: Callable[[], _Answer]) -> _Answer:

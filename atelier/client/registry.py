@@ -85,14 +85,14 @@ class RegistryClient:
         with translated_errors():
             return self._stub.ResolveVersion(request, timeout=timeout_seconds)
 
-    def download(self, version: pb.Version, path: str) -> bytes:
-        """The bytes of one file of a version, checked against its SHA-256."""
+    def download(self, version: pb.Version, path: str, *, timeout_seconds: float | None = None) -> bytes:
+        """The bytes of one file of a version, checked against its SHA-256; all of them within `timeout_seconds`."""
         file = next((file for file in version.files if file.path == path), None)
         if file is None:
             raise NotFoundError(f"{version.name} has no file {path}", reason="FILE_NOT_FOUND")
         request = pb.DownloadFileRequest(version=version.name, path=path)
         with translated_errors():
-            content = b"".join(response.data for response in self._stub.DownloadFile(request))
+            content = b"".join(response.data for response in self._stub.DownloadFile(request, timeout=timeout_seconds))
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise DataLossError(f"{version.name}: {path} did not arrive with the SHA-256 {file.sha256}")
         return content

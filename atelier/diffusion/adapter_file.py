@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from atelier.diffusion.lowrank import Factors, LowRank, check_factors
-from atelier.diffusion.safetensors_header import check_safetensors_header
+from atelier.diffusion.safetensors_header import MAX_HEADER_BYTES, check_safetensors_header
 from atelier.errors import InvalidArgumentError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -33,6 +34,12 @@ def write_adapter_file(factors: Factors) -> bytes:
         tensors[f"unet.{name}.lora_A.weight"] = update.a.detach().float().cpu().contiguous()
         tensors[f"unet.{name}.lora_B.weight"] = b.detach().float().cpu().contiguous()
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
+def max_file_bytes(shapes: Mapping[str, torch.Size], *, max_rank: int) -> int:
+    """The size that no file exceeds that `read_adapter_file` accepts: all layers in float32, and the largest header."""
+    numbers = max_rank * sum(shape[0] + prod(shape[1:]) for shape in shapes.values())
+    return 8 + MAX_HEADER_BYTES + 4 * numbers
 
 
 def read_adapter_file(
@@ -83,11 +90,11 @@ def _layer_names(keys: Mapping[str, object], field: str) -> list[str]:
 
 def _update(tensors: Mapping[str, torch.Tensor], name: str, field: str) -> LowRank:
     a, b = (tensors[f"unet.{name}.lora_{factor}.weight"].float() for factor in "AB")
-    if a.ndim != b.ndim or b.shape[2:] not in ((), (1, 1)):
+    if a.ndim not in (2, 4) or a.ndim != b.ndim or b.shape[2:] not in ((), (1, 1)):
         raise InvalidArgumentError(
             field,
-            f"{name}.lora_B has shape {list(b.shape)}; with lora_A of {list(a.shape)} it must be a matrix, "
-            "or a 1x1 convolution where lora_A is a convolution",
+            f"{name} has lora_A of shape {list(a.shape)} and lora_B of {list(b.shape)}; they must be matrices, "
+            "or a convolution and a 1x1 convolution",
             reason="ADAPTER_SHAPE_MISMATCH",
         )
     return LowRank(a=a, b=b.flatten(1))

@@ -6,7 +6,7 @@ same image as diffusers' `StableDiffusionPipeline` with a CPU generator, up to r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,19 @@ class SamplingConfig:
 
 
 @torch.no_grad()
-def sample(base: Base, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig) -> torch.Tensor:
-    """Draws one image for each pair of prompt and seed: uint8 [N, size, size, 3] on the CPU."""
+def sample(
+    base: Base,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    *,
+    before_step: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Draws one image for each pair of prompt and seed: uint8 [N, size, size, 3] on the CPU.
+
+    Args:
+        before_step: called before every denoising step of every batch; what it raises ends the drawing.
+    """
     assert len(prompts) == len(seeds), "one seed for each prompt"
     distinct = list(dict.fromkeys([config.negative_prompt, *prompts]))
     embeddings = dict(zip(distinct, encode_prompts(base, distinct), strict=True))
@@ -40,7 +51,7 @@ def sample(base: Base, prompts: Sequence[str], seeds: Sequence[int], config: Sam
         text = torch.stack([embeddings[prompt] for prompt in prompts[rows]])
         negative = embeddings[config.negative_prompt].expand_as(text)
         latents = torch.cat([initial_latents(base, seed, config.size, config.size) for seed in seeds[rows]])
-        images.append(decode_latents(base, _denoise(base, latents, text, negative, config)))
+        images.append(decode_latents(base, _denoise(base, latents, text, negative, config, before_step)))
     return torch.cat(images)
 
 
@@ -52,7 +63,12 @@ def initial_latents(base: Base, seed: int, width: int, height: int) -> torch.Ten
 
 
 def _denoise(
-    base: Base, latents: torch.Tensor, text: torch.Tensor, negative: torch.Tensor, config: SamplingConfig
+    base: Base,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    config: SamplingConfig,
+    before_step: Callable[[], None],
 ) -> torch.Tensor:
     scheduler: Any = make_scheduler(config.scheduler, base.scheduler_config)
     scheduler.set_timesteps(config.steps, device=base.device)
@@ -60,6 +76,7 @@ def _denoise(
     context = torch.cat([negative, text]) if guided else text
     latents = latents * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
+        before_step()
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = base.unet(torch.cat([scaled, scaled]) if guided else scaled, timestep, context).sample
         if guided:

@@ -30,16 +30,25 @@ def scheduler_names(config: Mapping[str, Any]) -> list[str]:
     """Names of the schedulers that serve a base model, its own first.
 
     A model trained down to zero terminal SNR needs schedulers that know of it; others would draw washed-out images.
+
+    Raises:
+        InvalidArgumentError: the base model comes with a scheduler that is none of these.
     """
-    names = [name for name, kind in SCHEDULERS.items() if _serves(kind, config)]
-    return sorted(names, key=lambda name: SCHEDULERS[name].__name__ != config["_class_name"])
+    own = config.get("_class_name")
+    served = {name: kind.__name__ for name, kind in SCHEDULERS.items() if _serves(kind, config)}
+    if own not in served.values():
+        supported = ", ".join(served.values())
+        raise InvalidArgumentError(
+            "base_model", f"its scheduler is a {own}; supported are {supported}", reason="BASE_MODEL_NOT_SUPPORTED"
+        )
+    return sorted(served, key=lambda name: served[name] != own)
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A new scheduler for a base model with this scheduler configuration; the empty name means the model's own.
 
     Raises:
-        InvalidArgumentError: no such scheduler, or it does not serve this model.
+        InvalidArgumentError: no such scheduler, it does not serve this model, or this model's own is not supported.
     """
     allowed = scheduler_names(config)
     if name and name not in allowed:

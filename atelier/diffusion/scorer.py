@@ -16,12 +16,17 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from atelier.diffusion.base import Base
+from atelier.errors import InvalidArgumentError
 
 _CHUNK = 64
 
 
 class ClipScorer:
-    """Scores with the vision tower of a scorer folder and the text tower of a base model, in float32."""
+    """Scores with the vision tower of a scorer folder and the text tower of a base model, in float32.
+
+    Raises:
+        InvalidArgumentError: the scorer was trained with a text encoder of another width than the base's.
+    """
 
     def __init__(self, path: Path, base: Base) -> None:
         self._base = base
@@ -31,6 +36,11 @@ class ClipScorer:
         self._vision = vision.to(base.device).eval().requires_grad_(False)
         projection = safetensors.torch.load_file(path / "text_projection.safetensors")
         self._projection = next(iter(projection.values())).to(base.device, torch.float32)
+        width, own_width = base.text_encoder.config.hidden_size, self._projection.shape[1]
+        if width != own_width:
+            raise InvalidArgumentError(
+                "scorer", f"{path.name} is for text encoders of width {own_width}; {base.name}'s has {width}"
+            )
 
     def clip_i(self, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Each image's mean cosine to the references, [N]; images are uint8 [N, height, width, 3]."""

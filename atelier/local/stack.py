@@ -28,6 +28,7 @@ SERVICES = ("registry", "trainer", "inference")
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 """The embedded base model and its scorer, in a checkout of the repository."""
 EMBEDDED_BASES = {"emoji-sd": MODELS / "emoji-sd"}
+EMBEDDED_SCORERS = {"emoji-sd": MODELS / "emoji-clip"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class StackConfig:
     base_port: int | None = None
     """The services listen on this port and the two above, their metrics on the next three; None takes free ports."""
     bases: Mapping[str, Path] = field(default_factory=lambda: EMBEDDED_BASES)
-    scorer: Path = MODELS / "emoji-clip"
+    scorers: Mapping[str, Path] = field(default_factory=lambda: EMBEDDED_SCORERS)
     torch_threads: int = 2
 
 
@@ -130,8 +131,14 @@ class Stack:
         env |= THREAD_ENV
         if name == "trainer":
             env |= self.ray.env
-        command = [sys.executable, "-m", f"services.{name}"]
+        command = [sys.executable, "-m", f"services.{name}", *self._folders(name)]
         return ManagedProcess(name, command, self._data / "logs" / f"{name}.log", env)
+
+    def _folders(self, name: str) -> list[str]:
+        """As arguments: a variable's values are parted at white space, which paths may hold."""
+        bases = [f"--base={base}={path}" for base, path in self._config.bases.items()]
+        scorers = [f"--scorer={base}={path}" for base, path in self._config.scorers.items()]
+        return {"registry": [], "trainer": bases + scorers, "inference": bases}[name]
 
     def _common_settings(self, name: str) -> dict[str, object]:
         return {
@@ -150,7 +157,6 @@ class Stack:
             "S3_SECRET_KEY": s3.secret_key,
         }
         models = {
-            "BASE": " ".join(f"{name}={path}" for name, path in self._config.bases.items()),
             "REGISTRY": self.addresses["registry"],
             "TORCH_THREADS": self._config.torch_threads,
         }
@@ -164,7 +170,7 @@ class Stack:
                 **storage,
                 **models,
                 "DATABASE_URL": f"sqlite:///{self._data}/trainer.db",
-                "SCORER": self._config.scorer,
+                "SPOOL_FOLDER": self._data / "spool",
                 "RAY_ADDRESS": self.ray.address,
             },
             "inference": {**models, "CACHE_DIR": self._data / "cache"},

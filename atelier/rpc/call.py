@@ -19,6 +19,7 @@ class Call:
     correlation_id: str
 
 
+CORRELATION_HEADER = "x-correlation-id"
 _current: ContextVar[Call] = ContextVar("atelier_call")
 set_call = _current.set
 
@@ -26,6 +27,12 @@ set_call = _current.set
 def current_call() -> Call:
     """The call being served. LookupError outside of one: a bug."""
     return _current.get()
+
+
+def current_correlation_id() -> str | None:
+    """The id of the call being served, for calls that are made on its behalf; None outside of one."""
+    call = _current.get(None)
+    return call.correlation_id if call else None
 
 
 def current_tenant() -> str:

@@ -1,4 +1,4 @@
-"""Client channels: credential on every call, retries of UNAVAILABLE, messages up to 64 MiB.
+"""Client channels: credential and correlation id on every call, retries of UNAVAILABLE, messages up to 64 MiB.
 
 Retries follow gRPC's service config. Creating calls are safe to retry because clients send a `request_id`.
 """
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
+
+from atelier.rpc.call import CORRELATION_HEADER, current_correlation_id
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -57,6 +59,9 @@ class _Credential(
 
     def _amend(self, details: grpc.ClientCallDetails, timeout: float | None) -> _CallDetails:
         metadata = [*(details.metadata or ()), ("authorization", f"Bearer {self._token()}")]
+        correlation_id = current_correlation_id()
+        if correlation_id is not None and all(key != CORRELATION_HEADER for key, _ in metadata):
+            metadata.append((CORRELATION_HEADER, correlation_id))
         return _CallDetails(details.method, details.timeout or timeout, metadata, details.credentials, None, None)
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:

@@ -20,11 +20,10 @@ import structlog
 
 from atelier import errors
 from atelier.rpc import metrics
-from atelier.rpc.call import Call, set_call
+from atelier.rpc.call import CORRELATION_HEADER, Call, set_call
 from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.status import to_status
 
-CORRELATION_HEADER = "x-correlation-id"
 _CORRELATION_PATTERN = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 _OPEN_PREFIX = "/grpc."
 _KINDS = {

@@ -14,6 +14,8 @@ from atelier.rpc.call import current_tenant
 
 ID_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 ID_RULE = "1 to 63 of a-z, 0-9 and hyphen, the first a letter, the last no hyphen"
+MAX_PROMPT_CHARACTERS = 2000
+"""Of every prompt, in every service: what one accepts, none that gets it later refuses."""
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
 

@@ -5,7 +5,8 @@ Secrets come by file or environment variable, so that no process list shows them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def server_options(command: _Command) -> _Command:
         click.option("--signing-key-file", type=click.Path(path_type=Path), required=True, help="Key of the tokens."),
         click.option("--drain-seconds", type=float, default=0.0, help="From NOT_SERVING to the closed listener."),
         click.option("--grace-seconds", type=float, default=10.0, help="For calls in flight after that."),
+        click.option("--max-unary-seconds", type=float, default=600.0, help="For a call with one answer; uploads too."),
     ]
     return _stacked(options, command)
 
@@ -49,9 +51,17 @@ def s3_options(command: _Command) -> _Command:
     return _stacked(options, command)
 
 
+def spool_option(command: _Command) -> _Command:
+    """Adds `spool_folder`, which the service creates."""
+    help_text = "Where uploads wait for their end."
+    kind = click.Path(path_type=Path)
+    default = tempfile.gettempdir()
+    return click.option("--spool-folder", type=kind, default=default, show_default=True, help=help_text)(command)
+
+
 def server_config(values: dict[str, Any]) -> ServerConfig:
     """The server's configuration out of a command's values."""
-    names = ("host", "port", "metrics_port", "drain_seconds", "grace_seconds")
+    names = ("host", "port", "metrics_port", "drain_seconds", "grace_seconds", "max_unary_seconds")
     return ServerConfig(**{name: values[name] for name in names})
 
 
@@ -74,12 +84,17 @@ def base_option(command: _Command) -> _Command:
 
 def bases(values: dict[str, Any]) -> dict[str, Path]:
     """The base models' folders by name out of a command's values."""
+    return named_folders(values["base"], "--base")
+
+
+def named_folders(entries: Sequence[str], option: str) -> dict[str, Path]:
+    """Folders by name out of an option's `NAME=PATH` values."""
     folders: dict[str, Path] = {}
-    for entry in values["base"]:
+    for entry in entries:
         name, separator, path = entry.partition("=")
         if not (name and separator and path):
-            raise click.BadParameter(f"{entry!r} is not of the form NAME=PATH", param_hint="--base")
+            raise click.BadParameter(f"{entry!r} is not of the form NAME=PATH", param_hint=option)
         if name in folders:
-            raise click.BadParameter(f"{name!r} is there twice", param_hint="--base")
+            raise click.BadParameter(f"{name!r} is there twice", param_hint=option)
         folders[name] = Path(path)
     return folders

@@ -24,6 +24,8 @@ from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.interceptor import CallInterceptor
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+MIN_PING_SECONDS = 60
+"""Clients that ping more often are cut off; those of `atelier.rpc.channel` ping every two minutes."""
 _log = structlog.get_logger("atelier.rpc")
 
 
@@ -74,7 +76,11 @@ class Server:
         interceptor = CallInterceptor(
             authority, max_unary_seconds=config.max_unary_seconds, max_stream_seconds=config.max_stream_seconds
         )
-        options = [("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)]
+        options = [
+            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+        ]
         self._server = grpc.aio.server(interceptors=[interceptor], options=options)
         register(self._server)
         self._health = health.aio.HealthServicer()

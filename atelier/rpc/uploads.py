@@ -7,29 +7,34 @@ are the declared ones. Nothing is kept of a failed upload but what the caller's 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from atelier.errors import InvalidArgumentError
+from atelier.errors import InvalidArgumentError, ResourceExhaustedError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.rpc.names import shown
 
 MAX_FILES = 1000
 PIECE_BYTES = 1024 * 1024
+"""What our own clients send in a message."""
+MAX_PIECE_BYTES = 2 * 1024 * 1024
+"""What a service takes in a message."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _MAX_PATH_CHARACTERS = 200
 
 
-def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> None:
-    """Refuses declarations that no upload can fulfil: no files, unsafe or double paths, odd sizes or digests."""
+def check_files(files: Sequence[File], field: str, *, max_file_bytes: int, suffix: str = "") -> None:
+    """Refuses what no upload can fulfil: no files, unsafe or double paths, odd sizes or digests. As `receive_files`."""
     if not 1 <= len(files) <= MAX_FILES:
         raise InvalidArgumentError(field, f"holds {len(files)} files; 1 to {MAX_FILES} are allowed")
     seen: set[str] = set()
     for index, file in enumerate(files):
-        where = f"{field}[{index}]"
+        where = f"{field}[{index}]{suffix}"
         if len(file.path) > _MAX_PATH_CHARACTERS or not _PATH.fullmatch(file.path):
             rule = "a relative path of letters, digits, '_', '-', '.' and '/' whose parts do not start with '.'"
             raise InvalidArgumentError(f"{where}.path", f"is {shown(file.path)}; allowed is {rule}")
@@ -44,43 +49,87 @@ def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> No
             raise InvalidArgumentError(f"{where}.sha256", "must be 64 lower-case hexadecimal digits")
 
 
-async def receive_files(pieces: AsyncIterator[bytes], files: Sequence[File], folder: Path, *, field: str) -> list[Path]:
+async def data_pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    """The bytes of an upload's messages after the first, each of which must carry `data` and not too much of it."""
+    async for message in messages:
+        if message.WhichOneof("content") != "data":
+            raise InvalidArgumentError("data", "is missing; every message after the first carries the next bytes")
+        if len(message.data) > MAX_PIECE_BYTES:
+            raise InvalidArgumentError("data", f"has {len(message.data)} bytes; at most {MAX_PIECE_BYTES} are allowed")
+        if message.data:
+            yield message.data
+
+
+async def receive_files(
+    pieces: AsyncIterator[bytes], files: Sequence[File], folder: Path, *, field: str, suffix: str = ""
+) -> list[Path]:
     """Writes the stream's files into `folder` and returns their paths, in the order of `files`.
+
+    Args:
+        field: the request's field that holds the files, as errors name it.
+        suffix: what stands between an element of that field and its File, such as `.file`.
 
     Raises:
         InvalidArgumentError: the stream ended early, went on too long, or a file has not its declared SHA-256.
+        ResourceExhaustedError: the folder's disk is full.
     """
-    buffer = b""
+    stream = _Stream(pieces)
     paths = []
     for index, file in enumerate(files):
         path = folder / str(index)
+        try:
+            await stream.write_file(file, path, f"{field}[{index}]{suffix}")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ResourceExhaustedError(
+                "the service has no room for uploads now", reason="SPOOL_FULL", retry_after_seconds=60.0
+            ) from error
+        paths.append(path)
+    if await stream.read(1):
+        raise InvalidArgumentError(field, "more bytes came than the declared sizes add up to", reason="UPLOAD_TOO_LONG")
+    return paths
+
+
+class _Stream:
+    """The files' bytes, whatever messages they came in."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+        self._buffer = b""
+
+    async def read(self, at_most: int) -> bytes:
+        """The next bytes; none at the end."""
+        if not self._buffer:
+            self._buffer = await anext(self._pieces, b"")
+        taken, self._buffer = self._buffer[:at_most], self._buffer[at_most:]
+        return taken
+
+    async def write_file(self, file: File, path: Path, field: str) -> None:
+        """Takes a file's bytes, which must be all there and have its SHA-256."""
         digest, missing = hashlib.sha256(), file.size_bytes
         with path.open("wb") as target:
             while missing:
-                if not buffer:
-                    buffer = await anext(pieces, b"")
-                if not buffer:
+                taken = await self.read(missing)
+                if not taken:
                     raise InvalidArgumentError(
-                        f"{field}[{index}]",
+                        field,
                         f"the upload ended {missing} bytes before the end of {shown(file.path)}; send it again",
                         reason="UPLOAD_INCOMPLETE",
                     )
-                taken, buffer = buffer[:missing], buffer[missing:]
                 target.write(taken)
                 digest.update(taken)
                 missing -= len(taken)
         if digest.hexdigest() != file.sha256:
             raise InvalidArgumentError(
-                f"{field}[{index}].sha256",
+                f"{field}.sha256",
                 f"the bytes of {shown(file.path)} have the SHA-256 {digest.hexdigest()}, not the declared one",
                 reason="CHECKSUM_MISMATCH",
             )
-        paths.append(path)
-    if buffer or await anext(pieces, b""):
-        raise InvalidArgumentError(field, "more bytes came than the declared sizes add up to", reason="UPLOAD_TOO_LONG")
-    return paths
 
 
-def pieces_of(contents: Sequence[bytes]) -> list[bytes]:
-    """The data messages of an upload, each at most PIECE_BYTES."""
-    return [content[i : i + PIECE_BYTES] for content in contents for i in range(0, len(content), PIECE_BYTES)]
+def pieces_of(contents: Iterable[bytes]) -> Iterator[bytes]:
+    """What the data messages of an upload carry, each at most PIECE_BYTES."""
+    for content in contents:
+        for start in range(0, len(content), PIECE_BYTES):
+            yield content[start : start + PIECE_BYTES]

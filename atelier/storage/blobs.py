@@ -20,6 +20,7 @@ from minio.error import MinioException, S3Error
 from atelier.errors import DataLossError, NotFoundError, UnavailableError
 
 READ_BYTES = 1024 * 1024
+_MISSING = ("NoSuchKey", "NoSuchObject", "NoSuchBucket")
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 30.0
 
@@ -38,10 +39,11 @@ class S3Config:
 
 
 class BlobStore:
-    """One bucket."""
+    """One bucket, created at the first write."""
 
     def __init__(self, config: S3Config) -> None:
         self._bucket = config.bucket
+        self._has_bucket = False
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         pool = urllib3.PoolManager(timeout=timeout, retries=urllib3.Retry(total=1, backoff_factor=0.2), maxsize=16)
         self._client = Minio(
@@ -53,15 +55,10 @@ class BlobStore:
             http_client=pool,
         )
 
-    def create_bucket(self) -> None:
-        """Creates the bucket unless it is there."""
-        with _translated():
-            if not self._client.bucket_exists(self._bucket):
-                self._client.make_bucket(self._bucket)
-
     def put(self, key: str, content: bytes) -> None:
         """Stores bytes under a key, over what was there."""
         with _translated():
+            self._create_bucket()
             self._client.put_object(self._bucket, key, io.BytesIO(content), len(content))
 
     def put_content(self, path: Path, sha256: str) -> None:
@@ -69,6 +66,7 @@ class BlobStore:
         key = content_key(sha256)
         if self.size_bytes(key) != path.stat().st_size:
             with _translated():
+                self._create_bucket()
                 self._client.fput_object(self._bucket, key, str(path))
 
     def size_bytes(self, key: str) -> int | None:
@@ -77,7 +75,7 @@ class BlobStore:
             try:
                 return self._client.stat_object(self._bucket, key).size
             except S3Error as error:
-                if error.code in ("NoSuchKey", "NoSuchObject"):
+                if error.code in _MISSING:
                     return None
                 raise
 
@@ -106,6 +104,17 @@ class BlobStore:
         with _translated():
             self._client.remove_object(self._bucket, key)
 
+    def _create_bucket(self) -> None:
+        """At the first write, and not when a service starts: what needs no S3 must not wait for it."""
+        if self._has_bucket:
+            return
+        try:
+            self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+        self._has_bucket = True
+
 
 def content_key(sha256: str) -> str:
     """The key of bytes with this digest."""
@@ -124,7 +133,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except S3Error as error:
-        if error.code in ("NoSuchKey", "NoSuchObject"):
+        if error.code in _MISSING:
             raise NotFoundError("the object is not in the store", reason="OBJECT_NOT_FOUND") from error
         raise _unavailable() from error
     except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:

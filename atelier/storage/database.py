@@ -14,7 +14,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import DateTime, Engine, create_engine, event, exc
+from sqlalchemy import Connection, DateTime, Engine, create_engine, event, exc
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
@@ -22,6 +22,10 @@ from sqlalchemy.types import TypeDecorator
 from atelier.errors import AbortedError, UnavailableError
 
 SQLITE_BUSY_SECONDS = 30
+POOL_SIZE = 32
+"""Connections: as many as a server has threads for handlers (`atelier.rpc.server.ServerConfig.max_threads`)."""
+POOL_SECONDS = 10.0
+_READ_ONLY = "atelier_read_only"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -47,10 +51,16 @@ class Database:
 
     def __init__(self, url: str, migrations: Path) -> None:
         self._migrations = migrations
-        self._engine = create_engine(url, pool_pre_ping=True)
+        # Parameters are what callers wrote: hidden, so that no log of an error shows them.
+        self._engine = create_engine(
+            url, pool_pre_ping=True, hide_parameters=True, pool_size=POOL_SIZE, pool_timeout=POOL_SECONDS
+        )
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        self._reading_sessions = sessionmaker(
+            self._engine.execution_options(**{_READ_ONLY: True}), expire_on_commit=False
+        )
 
     def migrate(self) -> None:
         """Brings the schema to the newest revision."""
@@ -61,12 +71,16 @@ class Database:
             command.upgrade(config, "head")
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or rolls back when the block raises."""
+    def transaction(self, *, read_only: bool = False) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back when the block raises.
+
+        One that is `read_only` waits for no writer; it must not write.
+        """
+        sessions = self._reading_sessions if read_only else self._sessions
         try:
-            with self._sessions.begin() as session:
+            with sessions.begin() as session:
                 yield session
-        except exc.OperationalError as error:
+        except (exc.OperationalError, exc.TimeoutError) as error:
             raise UnavailableError("the database does not answer", reason="DATABASE_UNAVAILABLE") from error
         except exc.IntegrityError as error:
             raise AbortedError("somebody else wrote the same just now; retry", reason="WRITE_CONFLICT") from error
@@ -84,8 +98,9 @@ def _prepare_sqlite(engine: Engine) -> None:
             connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
 
     @event.listens_for(engine, "begin")
-    def on_begin(connection: object) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+    def on_begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get(_READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def utc_now() -> datetime:

@@ -53,9 +53,9 @@ def find_problems(measured: Measured, drawn: Drawn) -> list[str]:
     """What must hold and does not."""
     problems = []
     gain = measured.adapter.clip_i - measured.base.clip_i
-    if gain < MIN_CLIP_I_GAIN:
+    if not gain >= MIN_CLIP_I_GAIN:  # so that NaN is a problem
         problems.append(f"the adapter's CLIP-I is {gain:+.3f} above the base's; at least +{MIN_CLIP_I_GAIN} is wanted")
-    if drawn.second_load_seconds > MAX_SECOND_LOAD_SECONDS:
+    if not drawn.second_load_seconds <= MAX_SECOND_LOAD_SECONDS:
         spent, allowed = _milliseconds(drawn.second_load_seconds), _milliseconds(MAX_SECOND_LOAD_SECONDS)
         problems.append(f"the second Generate spent {spent} on loading its adapter; at most {allowed} is wanted")
     return problems

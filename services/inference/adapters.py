@@ -3,24 +3,35 @@
 Names are resolved at every request, with a credential of the caller's tenant, since they may move and since a
 tenant must never reach another's adapters; what a name means is known by its digest, and only digests are cached.
 An adapter enters the caches when it has been checked to the end: a failed load leaves nothing behind.
+What waits for the registry does so in threads of its own, so that a registry that hangs holds up nobody who has no
+need of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from atelier.client.connection import Connection
 from atelier.client.registry import RegistryClient
-from atelier.diffusion.adapter_file import FILE_NAME, read_adapter_file
+from atelier.diffusion.adapter_file import FILE_NAME, max_file_bytes, read_adapter_file
 from atelier.diffusion.base import Base
 from atelier.diffusion.slots import PackedFactors
-from atelier.errors import DeadlineExceededError, FailedPreconditionError, UnavailableError
+from atelier.errors import (
+    AtelierError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2
 from atelier.rpc.call import current_tenant
@@ -31,8 +42,12 @@ from services.inference.engine import Engine
 from services.inference.lru import LruCache
 
 TOKEN_SECONDS = 300.0
+RESOLVE_THREADS = 8
+LOAD_THREADS = 4
+"""So many adapters are downloaded at once, and as many read from disk: each is in memory twice meanwhile."""
 _WEIGHTS_SUFFIX = ".safetensors"
 _log = structlog.get_logger("atelier.inference")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +84,9 @@ class AdapterCache:
         self._disk = DiskCache(config.folder, config.max_disk_bytes)
         self._host: LruCache[PackedFactors] = LruCache(config.max_host_bytes, lambda packed: packed.flat.nbytes)
         self._loading: dict[tuple[str, str], asyncio.Task[PackedFactors]] = {}
+        self._resolve_threads = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
+        self._download_threads = ThreadPoolExecutor(LOAD_THREADS, "download")
+        self._disk_threads = ThreadPoolExecutor(LOAD_THREADS, "disk")
 
     async def resolve(self, reference: str, base: Base) -> registry_pb2.Version:
         """The version that a reference means now, when it can be used on this base model.
@@ -78,19 +96,24 @@ class AdapterCache:
             FailedPreconditionError: it has no version yet, belongs to another base model, or is of another kind.
             UnavailableError: the registry is away.
         """
+        seconds = self._config.resolve_seconds
         with _registry_errors():
-            version = await asyncio.to_thread(
-                self._registry.resolve, reference, timeout_seconds=self._config.resolve_seconds
-            )
+            async with asyncio.timeout(seconds):
+                version = await _in_thread(
+                    self._resolve_threads, lambda: self._registry.resolve(reference, timeout_seconds=seconds)
+                )
         _check_base(reference, version, base)
         _weights(version)
         return version
 
-    async def load(self, version: registry_pb2.Version, engine: Engine) -> PackedFactors:
+    async def load(self, version: registry_pb2.Version, engine: Engine, *, field: str) -> PackedFactors:
         """The version's factors, out of the nearest place; several callers at once cause one load.
 
+        Args:
+            field: of the request, for errors; such as `adapters[0]`.
+
         Raises:
-            InvalidArgumentError: the file does not fit the base model, or is malformed.
+            FailedPreconditionError: the file is larger than a slot, does not fit the base model, or is malformed.
             DataLossError: its bytes do not have their SHA-256.
             UnavailableError: the registry is away.
         """
@@ -98,34 +121,50 @@ class AdapterCache:
             return _found("slot", packed)
         if packed := self._host.get(version.digest):
             return _found("host", packed)
+        _check_size(version, engine, field)
         # One load a tenant, so that no tenant ever sees an error that names another's adapter.
         key = (current_tenant(), version.digest)
         task = self._loading.get(key)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._load, version, engine))
+            task = asyncio.create_task(self._load(version, engine))
             self._loading[key] = task
             task.add_done_callback(lambda done: self._forget_load(key, done))
-        with _registry_errors():
+        with _registry_errors(), _file_errors(version, field):
             async with asyncio.timeout(self._config.download_seconds):
                 return await asyncio.shield(task)  # a caller who goes away does not stop the others' load
 
     def _forget_load(self, key: tuple[str, str], task: asyncio.Task[PackedFactors]) -> None:
         del self._loading[key]
-        if not task.cancelled() and task.exception() is not None:
-            _log.info("an adapter could not be loaded", cause=repr(task.exception()))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its message may name the adapter.
+            reason = error.reason if isinstance(error, AtelierError) else type(error).__name__
+            _log.info("an adapter could not be loaded", reason=reason)
 
-    def _load(self, version: registry_pb2.Version, engine: Engine) -> PackedFactors:
-        file = _weights(version)
-        cached = self._disk.read(version.digest, file.sha256)
-        contents = self._registry.download(version, file.path) if cached is None else cached
-        factors = read_adapter_file(
-            contents, engine.bank.shapes, max_rank=engine.config.max_rank, field=f"adapters[{version.name}]"
-        )
-        packed = engine.bank.pack(factors)
-        if cached is None:
-            self._disk.write(version.digest, contents)
-        self._host.put(version.digest, packed)
-        return _found("registry" if cached is None else "disk", packed)
+    async def _load(self, version: registry_pb2.Version, engine: Engine) -> PackedFactors:
+        if packed := await _in_thread(self._disk_threads, lambda: self._from_disk(version, engine)):
+            return _found("disk", packed)
+        return _found("registry", await _in_thread(self._download_threads, lambda: self._fetch(version, engine)))
+
+    def _from_disk(self, version: registry_pb2.Version, engine: Engine) -> PackedFactors | None:
+        contents = self._disk.read(version.digest, _weights(version).sha256)
+        return None if contents is None else self._pack(version.digest, contents, engine)
+
+    def _fetch(self, version: registry_pb2.Version, engine: Engine) -> PackedFactors:
+        path = _weights(version).path
+        contents = self._registry.download(version, path, timeout_seconds=self._config.download_seconds)
+        packed = self._pack(version.digest, contents, engine)
+        self._disk.write(version.digest, contents)
+        return packed
+
+    def _pack(self, digest: str, contents: bytes, engine: Engine) -> PackedFactors:
+        packed = engine.bank.pack(read_adapter_file(contents, engine.bank.shapes, max_rank=engine.config.max_rank))
+        self._host.put(digest, packed)
+        return packed
+
+
+async def _in_thread(threads: Executor, work: Callable[[], _Result]) -> _Result:
+    """As asyncio.to_thread, but in threads of one's choice. Work that has not begun is dropped with its caller."""
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, work)
 
 
 def _found(source: str, packed: PackedFactors) -> PackedFactors:
@@ -160,6 +199,31 @@ def _check_base(reference: str, version: registry_pb2.Version, base: Base) -> No
                 "base_digest": base.digest,
             },
         )
+
+
+def _check_size(version: registry_pb2.Version, engine: Engine, field: str) -> None:
+    """Refuses what cannot fit before it is fetched."""
+    size, most = _weights(version).size_bytes, max_file_bytes(engine.bank.shapes, max_rank=engine.config.max_rank)
+    if size > most:
+        raise FailedPreconditionError(
+            f"{field}: the file of {version.name} has {size} bytes; a slot of rank {engine.config.max_rank} "
+            f"holds at most {most}",
+            reason="ADAPTER_TOO_LARGE",
+            metadata={"field": field, "version": version.name, "max_rank": str(engine.config.max_rank)},
+        )
+
+
+@contextmanager
+def _file_errors(version: registry_pb2.Version, field: str) -> Iterator[None]:
+    """Tells that the stored file is what is wrong, not the request."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise FailedPreconditionError(
+            f"{field}: the file of {version.name} cannot be used: {error.violations[0].description}",
+            reason="ADAPTER_FILE_INVALID",
+            metadata={"field": field, "version": version.name, "cause": error.reason},
+        ) from None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class EngineConfig:
     """How much fits at once."""
 
     num_slots: int = 9
-    max_rank: int = 64
+    max_rank: int = 128
     max_batch_rows: int = 16
 
     def __post_init__(self) -> None:

@@ -25,6 +25,12 @@ from services.inference.engine import EngineConfig
 from services.inference.models import Model, load_model
 from services.inference.servicer import InferenceServicer, ServiceConfig
 
+_ENGINE, _SERVICE = EngineConfig(), ServiceConfig()
+_RANK_HELP = (
+    "Highest rank of an adapter. All slots together take num-slots x max-rank x (the in and out sizes of all layers) "
+    "numbers: with the defaults 0.5 GB for emoji-sd in float32, 2.4 GB for Stable Diffusion 1.5 in bfloat16."
+)
+
 
 @click.command(context_settings={"auto_envvar_prefix": "ATELIER_INFERENCE"})
 @server_options
@@ -32,11 +38,23 @@ from services.inference.servicer import InferenceServicer, ServiceConfig
 @base_option
 @click.option("--cache-dir", type=click.Path(path_type=Path), required=True, help="Adapters that were fetched.")
 @click.option("--cache-max-bytes", type=int, default=10 * 2**30, show_default=True, help="Of all files in there.")
-@click.option("--num-slots", type=int, default=9, show_default=True, help="One more than adapters at the same time.")
-@click.option("--max-rank", type=int, default=64, show_default=True, help="Highest rank of an adapter.")
-@click.option("--max-batch-rows", type=int, default=16, show_default=True, help="Rows of a denoising step.")
-@click.option("--max-queued-requests", type=int, default=64, show_default=True, help="More are refused.")
-@click.option("--max-size", type=int, default=1024, show_default=True, help="Largest width and height in pixels.")
+@click.option(
+    "--num-slots",
+    type=int,
+    default=_ENGINE.num_slots,
+    show_default=True,
+    help="One more than adapters at the same time.",
+)
+@click.option("--max-rank", type=int, default=_ENGINE.max_rank, show_default=True, help=_RANK_HELP)
+@click.option(
+    "--max-batch-rows", type=int, default=_ENGINE.max_batch_rows, show_default=True, help="Rows of a denoising step."
+)
+@click.option(
+    "--max-queued-requests", type=int, default=_SERVICE.max_queued_requests, show_default=True, help="More are refused."
+)
+@click.option(
+    "--max-size", type=int, default=_SERVICE.max_size, show_default=True, help="Largest width and height in pixels."
+)
 @click.option("--torch-threads", type=int, help="Threads of one operation on a CPU; unset means PyTorch's default.")
 def main(
     registry: str,

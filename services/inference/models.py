@@ -10,6 +10,7 @@ import structlog
 import torch
 
 from atelier.diffusion.base import default_dtype, load_base
+from atelier.diffusion.schedulers import scheduler_names
 from services.inference.engine import Engine, EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Track, make_tracks
 from services.inference.prompts import PromptEncoder
@@ -33,9 +34,14 @@ class Model:
 
 
 def load_model(name: str, path: Path, config: EngineConfig) -> Model:
-    """Loads a base model under a name, starts its engine, and draws one small image with it."""
+    """Loads a base model under a name, starts its engine, and draws one small image with it.
+
+    Raises:
+        InvalidArgumentError: it is not of a supported family, or comes with a scheduler that is not supported.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_base(path, device=device, dtype=default_dtype(device), name=name)
+    scheduler_names(base.scheduler_config)  # raises when its own is not supported
     model = Model(engine=Engine(base, config), prompts=PromptEncoder(base))
     model.engine.start()
     _try_out(model)

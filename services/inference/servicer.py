@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from grpc.aio import ServicerContext
-from PIL import Image
 
+from atelier.diffusion.images import encode_png
 from atelier.diffusion.schedulers import scheduler_names
 from atelier.diffusion.slots import PackedFactors
 from atelier.errors import InvalidArgumentError, UnavailableError
@@ -116,7 +115,9 @@ class InferenceServicer(InferenceServiceServicer):
         _refuse_twins(spec, versions)
         resolved = time.perf_counter()
         were_loaded = [model.engine.slots.resident(version.digest) is not None for version in versions]
-        packed = await asyncio.gather(*(self._cache.load(version, model.engine) for version in versions))
+        packed = await asyncio.gather(
+            *(self._cache.load(each, model.engine, field=f"adapters[{i}]") for i, each in enumerate(versions))
+        )
         return _LoadedAdapters(
             versions=versions,
             packed=packed,
@@ -195,9 +196,4 @@ def _summary(model: Model, spec: GenerationSpec, adapters: _LoadedAdapters, fini
 
 def _encode(images: torch.Tensor, seed: int) -> list[pb.Image]:
     """PNG files of uint8 images [N, height, width, 3]; `seed` is the first one's."""
-    encoded = []
-    for index, image in enumerate(images):
-        file = io.BytesIO()
-        Image.fromarray(image.numpy()).save(file, format="PNG")
-        encoded.append(pb.Image(index=index, png=file.getvalue(), seed=seed + index))
-    return encoded
+    return [pb.Image(index=index, png=encode_png(image), seed=seed + index) for index, image in enumerate(images)]

@@ -1,4 +1,4 @@
-"""The registry's process: reads its configuration, migrates its schema, makes its bucket, serves until SIGTERM.
+"""The registry's process: reads its configuration, migrates its schema, serves until SIGTERM.
 
 Every option can come from the environment: `--database-url` from ATELIER_REGISTRY_DATABASE_URL, and so on.
 """
@@ -6,7 +6,6 @@ Every option can come from the environment: `--database-url` from ATELIER_REGIST
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import grpc
 from atelier.pb.registry.v1 import registry_pb2, registry_pb2_grpc
 from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.logs import configure_logging
-from atelier.rpc.options import authority, s3_config, s3_options, server_config, server_options
+from atelier.rpc.options import authority, s3_config, s3_options, server_config, server_options, spool_option
 from atelier.rpc.server import Server, ServerConfig, serve
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database
@@ -30,13 +29,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 @server_options
 @s3_options
 @click.option("--database-url", required=True, help="SQLAlchemy URL, such as sqlite:////data/registry.db.")
-@click.option(
-    "--spool-folder",
-    type=click.Path(path_type=Path),
-    default=tempfile.gettempdir(),
-    show_default=True,
-    help="Where uploads wait for their end.",
-)
+@spool_option
 @click.option("--max-version-bytes", type=int, default=MAX_VERSION_BYTES, show_default=True, help="Largest version.")
 def main(database_url: str, spool_folder: Path, max_version_bytes: int, **values: Any) -> None:
     """Serves adapters, versions and aliases over gRPC."""
@@ -50,10 +43,9 @@ def main(database_url: str, spool_folder: Path, max_version_bytes: int, **values
 async def run(
     listening: ServerConfig, tokens: TokenAuthority, publishing: PublishConfig, database: Database, blobs: BlobStore
 ) -> None:
-    """Prepares the stores, then serves until SIGTERM or SIGINT."""
+    """Prepares the database, then serves until SIGTERM or SIGINT."""
     publishing.spool_folder.mkdir(parents=True, exist_ok=True)
     database.migrate()
-    blobs.create_bucket()
     servicer = RegistryServicer(database, blobs, Publisher(publishing, database, blobs))
 
     def register(server: grpc.aio.Server) -> None:

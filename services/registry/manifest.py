@@ -1,8 +1,8 @@
 """The manifest: everything that a version is, as canonical JSON whose SHA-256 is the version's identity.
 
 Canonical means: keys sorted, no white space, UTF-8 without escapes that JSON does not need, numbers as Python's
-`repr` writes them. The number of the version, its adapter and its tenant are not in it: the same content has the
-same digest wherever it is published.
+`repr` writes them. The number of the version and its adapter are not in it: the same content that was made by the
+same job, or by none, has the same digest wherever it is published.
 """
 
 from __future__ import annotations

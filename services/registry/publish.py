@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from atelier.errors import InvalidArgumentError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER, VERSION
-from atelier.rpc.uploads import receive_files
+from atelier.rpc.uploads import data_pieces, receive_files
 from atelier.storage.blobs import BlobStore, content_key
 from atelier.storage.database import Database
 from atelier.storage.requests import earlier_result, remember
@@ -26,7 +26,6 @@ from services.registry.manifest import canonical_manifest, sha256_of
 from services.registry.spec import FILES_FIELD, check_version
 from services.registry.tables import FileRow, Request, VersionRow, new_etag
 
-MAX_PIECE_BYTES = 2 * 1024**2
 MAX_VERSION_BYTES = 2 * 1024**3
 
 
@@ -63,7 +62,7 @@ class Publisher:
             version.digest = f"sha256:{sha256_of(manifest)}"
             return version
         with TemporaryDirectory(prefix="upload-", dir=self._config.spool_folder) as folder:
-            paths = await receive_files(_data(messages), version.files, Path(folder), field=FILES_FIELD)
+            paths = await receive_files(data_pieces(messages), version.files, Path(folder), field=FILES_FIELD)
             await asyncio.to_thread(self._store, version, paths, manifest)
         return await asyncio.to_thread(self._commit, spec, version, manifest)
 
@@ -124,13 +123,3 @@ async def _receive_spec(messages: AsyncIterator[pb.PublishVersionRequest]) -> pb
     if first.WhichOneof("content") != "spec":
         raise InvalidArgumentError("spec", "is missing; the first message of an upload carries it")
     return first.spec
-
-
-async def _data(messages: AsyncIterator[pb.PublishVersionRequest]) -> AsyncIterator[bytes]:
-    async for message in messages:
-        if message.WhichOneof("content") != "data":
-            raise InvalidArgumentError("data", "is missing; every message after the first carries the next bytes")
-        if len(message.data) > MAX_PIECE_BYTES:
-            raise InvalidArgumentError("data", f"has {len(message.data)} bytes; at most {MAX_PIECE_BYTES} are allowed")
-        if message.data:
-            yield message.data

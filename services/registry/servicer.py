@@ -26,7 +26,7 @@ class RegistryServicer(RegistryServiceServicer):
         self._publisher = publisher
 
     def GetTenant(self, request: pb.GetTenantRequest, context: ServicerContext) -> pb.Tenant:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return adapters.get_tenant(session, request)
 
     def CreateAdapter(self, request: pb.CreateAdapterRequest, context: ServicerContext) -> pb.Adapter:
@@ -34,11 +34,11 @@ class RegistryServicer(RegistryServiceServicer):
             return adapters.create(session, request)
 
     def GetAdapter(self, request: pb.GetAdapterRequest, context: ServicerContext) -> pb.Adapter:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return adapters.get(session, request)
 
     def ListAdapters(self, request: pb.ListAdaptersRequest, context: ServicerContext) -> pb.ListAdaptersResponse:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return adapters.list_page(session, request)
 
     async def PublishVersion(
@@ -47,15 +47,15 @@ class RegistryServicer(RegistryServiceServicer):
         return await self._publisher.publish(request_iterator)
 
     def GetVersion(self, request: pb.GetVersionRequest, context: ServicerContext) -> pb.Version:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return versions.get(session, request)
 
     def ListVersions(self, request: pb.ListVersionsRequest, context: ServicerContext) -> pb.ListVersionsResponse:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return versions.list_page(session, request)
 
     def ResolveVersion(self, request: pb.ResolveVersionRequest, context: ServicerContext) -> pb.Version:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return aliases.resolve(session, request)
 
     async def DownloadFile(
@@ -70,15 +70,15 @@ class RegistryServicer(RegistryServiceServicer):
             return aliases.update(session, request)
 
     def GetAlias(self, request: pb.GetAliasRequest, context: ServicerContext) -> pb.Alias:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return aliases.get(session, request)
 
     def ListAliases(self, request: pb.ListAliasesRequest, context: ServicerContext) -> pb.ListAliasesResponse:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return aliases.list_page(session, request)
 
     def _find_file(self, request: pb.DownloadFileRequest) -> FileRow:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return versions.find_file(session, request)
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from atelier.errors import InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import BaseModel, File
 from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.rpc.names import JOB, check_text, shown
+from atelier.rpc.names import JOB, MAX_PROMPT_CHARACTERS, check_text, shown
 from atelier.rpc.uploads import check_files
 from services.registry.content import check_kind
 
@@ -18,7 +18,6 @@ FILES_FIELD = "spec.version.files"
 WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 MAX_METRICS = 100
 MAX_NAME_CHARACTERS = 63
-MAX_PROMPT_CHARACTERS = 1000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 

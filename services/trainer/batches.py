@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,7 +18,7 @@ from atelier.rpc.pages import Page
 from atelier.storage.database import Database, to_timestamp
 from atelier.storage.requests import earlier_result, remember
 from services.trainer.jobs import Jobs
-from services.trainer.tables import BatchRow, TrainerRequest
+from services.trainer.tables import BatchRow, JobRow, TrainerRequest
 
 MAX_JOBS = 1000
 
@@ -38,11 +40,11 @@ class Batches:
         with self._database.transaction() as session:
             earlier = earlier_result(session, TrainerRequest, tenant, request.request_id, request)
             if earlier is not None:
-                return _to_proto(_find(session, earlier))
+                return _with_jobs(session, _find(session, earlier))
             batch = BatchRow(tenant=tenant, batch_id=batch_id)
             batch.jobs = [self._jobs.checked_row(session, job, f"jobs[{i}]") for i, job in enumerate(request.jobs)]
             _add(session, batch)
-            answer = _to_proto(batch)
+            answer = _with_jobs(session, batch)
             if request.validate_only:
                 session.rollback()
             else:
@@ -51,16 +53,18 @@ class Batches:
 
     def get(self, name: str) -> pb.Batch:
         """One batch by its full name."""
-        with self._database.transaction() as session:
-            return _to_proto(_find(session, name))
+        with self._database.transaction(read_only=True) as session:
+            return _with_jobs(session, _find(session, name))
 
     def list(self, page: Page) -> pb.ListBatchesResponse:
         """A page of the tenant's batches, newest first."""
         query = select(BatchRow).where(BatchRow.tenant == current_tenant(), BatchRow.id < page.after)
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             rows = session.scalars(query.order_by(BatchRow.id.desc()).limit(page.size + 1)).all()
             rows, token = page.cut(rows, key=lambda row: row.id)
-            return pb.ListBatchesResponse(batches=map(_to_proto, rows), next_page_token=token)
+            counts = _count_jobs(session, rows)
+            batches = [_to_proto(row, counts[row.id]) for row in rows]
+            return pb.ListBatchesResponse(batches=batches, next_page_token=token)
 
 
 def _add(session: Session, batch: BatchRow) -> None:
@@ -83,12 +87,25 @@ def _find(session: Session, name: str) -> BatchRow:
     return row
 
 
-def _to_proto(row: BatchRow) -> pb.Batch:
-    batch = pb.Batch(
+def _with_jobs(session: Session, row: BatchRow) -> pb.Batch:
+    batch = _to_proto(row, _count_jobs(session, [row])[row.id])
+    job_ids = session.scalars(select(JobRow.job_id).where(JobRow.batch_key == row.id).order_by(JobRow.id))
+    batch.jobs.extend(JOB.format(tenant=row.tenant, job=job_id) for job_id in job_ids)
+    return batch
+
+
+def _count_jobs(session: Session, rows: Sequence[BatchRow]) -> Mapping[int | None, dict[str, int]]:
+    """By batch, the number of jobs in each state."""
+    query = select(JobRow.batch_key, JobRow.state, func.count()).group_by(JobRow.batch_key, JobRow.state)
+    counts: dict[int | None, dict[str, int]] = defaultdict(dict)
+    for key, state, count in session.execute(query.where(JobRow.batch_key.in_([row.id for row in rows]))):
+        counts[key][state] = count
+    return counts
+
+
+def _to_proto(row: BatchRow, job_counts: Mapping[str, int]) -> pb.Batch:
+    return pb.Batch(
         name=BATCH.format(tenant=row.tenant, batch=row.batch_id),
-        jobs=[JOB.format(tenant=row.tenant, job=job.job_id) for job in row.jobs],
+        job_counts=job_counts,
         create_time=to_timestamp(row.create_time),
     )
-    for job in row.jobs:
-        batch.job_counts[job.state] += 1
-    return batch

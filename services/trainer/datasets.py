@@ -24,20 +24,25 @@ from atelier.rpc.uploads import check_files, receive_files
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database, to_timestamp
 from atelier.storage.requests import earlier_result, remember
-from services.trainer.images import MAX_FILE_BYTES, check_image
+from services.trainer.images import MAX_FILE_BYTES, open_upright
 from services.trainer.tables import DatasetRow, TrainerRequest
 
 MAX_IMAGES = 100
 MAX_CAPTION_CHARACTERS = 1000
-_FIELD = "spec.dataset.images"
+_FIELD, _SUFFIX = "spec.dataset.images", ".file"
 
 
 class Datasets:
-    """Creates and finds the datasets of the caller's tenant."""
+    """Creates and finds the datasets of the caller's tenant.
 
-    def __init__(self, database: Database, blobs: BlobStore) -> None:
+    Args:
+        spool_folder: uploads wait here for their end.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, spool_folder: Path) -> None:
         self._database = database
         self._blobs = blobs
+        self._spool_folder = spool_folder
 
     def check_spec(self, spec: pb.CreateDatasetSpec) -> None:
         """Refuses what is wrong before any byte has come, a taken name included."""
@@ -46,27 +51,27 @@ class Datasets:
         images = spec.dataset.images
         if not 1 <= len(images) <= MAX_IMAGES:
             raise InvalidArgumentError(_FIELD, f"holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
-        check_files([image.file for image in images], _FIELD, max_file_bytes=MAX_FILE_BYTES)
+        check_files([image.file for image in images], _FIELD, max_file_bytes=MAX_FILE_BYTES, suffix=_SUFFIX)
         for index, image in enumerate(images):
             if "/" in image.file.path:
                 raise InvalidArgumentError(
                     f"{_FIELD}[{index}].file.path", f"is {shown(image.file.path)}; allowed is a plain file name"
                 )
             check_text(image.caption, f"{_FIELD}[{index}].caption", max_characters=MAX_CAPTION_CHARACTERS)
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             if earlier_result(session, TrainerRequest, current_tenant(), spec.request_id, spec) is None:
                 _refuse_taken(session, spec.dataset_id)
 
     async def receive(self, spec: pb.CreateDatasetSpec, pieces: AsyncIterator[bytes]) -> pb.Dataset:
         """Takes the images in and creates the dataset."""
-        with tempfile.TemporaryDirectory(prefix="atelier-dataset-") as folder:
+        with tempfile.TemporaryDirectory(prefix="dataset-", dir=self._spool_folder) as folder:
             files = [image.file for image in spec.dataset.images]
-            paths = await receive_files(pieces, files, Path(folder), field=_FIELD)
+            paths = await receive_files(pieces, files, Path(folder), field=_FIELD, suffix=_SUFFIX)
             return await asyncio.to_thread(self._create, spec, paths)
 
     def _create(self, spec: pb.CreateDatasetSpec, paths: Sequence[Path]) -> pb.Dataset:
         images = [
-            _image_record(image, path, f"{_FIELD}[{index}]")
+            _image_record(image, path, f"{_FIELD}[{index}]{_SUFFIX}")
             for index, (image, path) in enumerate(zip(spec.dataset.images, paths, strict=True))
         ]
         for path, image in zip(paths, images, strict=True):
@@ -87,13 +92,13 @@ class Datasets:
 
     def get(self, name: str) -> pb.Dataset:
         """One dataset by its full name."""
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return to_proto(find(session, name))
 
     def list(self, page: Page) -> pb.ListDatasetsResponse:
         """A page of the tenant's datasets, by id."""
         query = select(DatasetRow).where(DatasetRow.tenant == current_tenant(), DatasetRow.dataset_id > page.after)
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             rows = session.scalars(query.order_by(DatasetRow.dataset_id).limit(page.size + 1)).all()
         rows, token = page.cut(rows, key=lambda row: row.dataset_id)
         return pb.ListDatasetsResponse(datasets=map(to_proto, rows), next_page_token=token)
@@ -133,7 +138,7 @@ def to_proto(row: DatasetRow) -> pb.Dataset:
 
 
 def _image_record(image: pb.DatasetImage, path: Path, field: str) -> dict[str, Any]:
-    width, height = check_image(path, f"{field} ({shown(image.file.path)})")
+    width, height = open_upright(path, field, image.file.path).size
     return {
         "path": image.file.path,
         "size_bytes": image.file.size_bytes,

@@ -1,56 +1,103 @@
-"""Is this file an image that can be learnt from?
+"""Images to learn from: which files are taken, and what their pixels are.
 
-The bytes decide, not the name: each image is decoded in full once, after its header has shown that it is of
-allowed size, so that a decompression bomb is refused before it unfolds.
+The bytes decide, not the name. A dataset's check and training both read images here, so what is accepted can be
+learnt from. An image's header is judged before its pixels: a decompression bomb is refused before it unfolds.
 """
 
 from __future__ import annotations
 
+import struct
+import threading
 import warnings
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from atelier.errors import InvalidArgumentError
+from atelier.rpc.names import shown
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MIN_SIDE = 32
 MAX_SIDE = 8192
-MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 20 * 1024 * 1024
 
+# What Pillow's parsers raise on bytes that are not what they promise to be.
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AssertionError, struct.error),
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_TO_EIGHT_BITS = [round(value / 257) for value in range(65536)]
+# The largest image takes half a gigabyte while it is converted.
+_one_at_a_time = threading.Lock()
 
-def check_image(path: Path, field: str) -> tuple[int, int]:
-    """Width and height in pixels of a good image.
+
+def open_upright(source: Path | IO[bytes], field: str, name: str) -> Image.Image:
+    """The pixels of an image file as RGB: turned as its EXIF says, white where it was transparent.
+
+    16 bits a channel become 8. EXIF that cannot be read counts as none. Of a JPEG that embeds further pictures (MPO),
+    such as a depth map, the first is taken.
+
+    Args:
+        field: of the request, for errors.
+        name: of the file, for errors.
 
     Raises:
-        InvalidArgumentError: not an image of an allowed format, of a size that is not allowed, or damaged.
+        InvalidArgumentError: not an image of an allowed format, of a size that is not allowed, animated or damaged.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size check below is stricter
-            with Image.open(path, formats=FORMATS) as image:
-                _check_size(image, field)
+        with _one_at_a_time, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF, which is passed over, and of sizes that are refused below
+            with Image.open(source, formats=FORMATS) as image:
+                _check_header(image, field, name)
                 image.load()
-                return image.size
+                return _as_rgb(_turned(image))
     except UnidentifiedImageError as error:
-        raise _bad(field, f"is not a readable image; allowed are {', '.join(FORMATS)}", "IMAGE_UNREADABLE") from error
+        description = f"{shown(name)} is not a readable image; allowed are {', '.join(FORMATS)}"
+        raise InvalidArgumentError(field, description, reason="IMAGE_UNREADABLE") from error
     except Image.DecompressionBombError as error:
-        raise _bad(field, f"unfolds to too many pixels; at most {MAX_PIXELS} are allowed", "IMAGE_SIZE") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _bad(field, "is damaged: it does not decode to its end", "IMAGE_DAMAGED") from error
+        description = f"{shown(name)} unfolds to too many pixels; at most {MAX_SIDE} a side are allowed"
+        raise InvalidArgumentError(field, description, reason="IMAGE_SIZE") from error
+    except _DAMAGE as error:
+        description = f"{shown(name)} is damaged: it does not decode to its end"
+        raise InvalidArgumentError(field, description, reason="IMAGE_DAMAGED") from error
 
 
-def _check_size(image: Image.Image, field: str) -> None:
+def _check_header(image: Image.Image, field: str, name: str) -> None:
     width, height = image.size
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
-        raise _bad(field, f"has {width} × {height} pixels; {MIN_SIDE} to {MAX_SIDE} a side are allowed", "IMAGE_SIZE")
-    if width * height > MAX_PIXELS:
-        raise _bad(field, f"has {width * height} pixels; at most {MAX_PIXELS} are allowed", "IMAGE_SIZE")
+        description = f"{shown(name)} has {width} × {height} pixels; {MIN_SIDE} to {MAX_SIDE} a side are allowed"
+        raise InvalidArgumentError(field, description, reason="IMAGE_SIZE")
     frames = getattr(image, "n_frames", 1)
-    if frames != 1:
-        raise _bad(field, f"has {frames} frames; one is allowed", "IMAGE_ANIMATED")
+    if frames != 1 and image.format != "MPO":
+        description = f"{shown(name)} has {frames} frames; one is allowed"
+        raise InvalidArgumentError(field, description, reason="IMAGE_ANIMATED")
 
 
-def _bad(field: str, description: str, reason: str) -> InvalidArgumentError:
-    return InvalidArgumentError(field, description, reason=reason)
+def _turned(image: Image.Image) -> Image.Image:
+    """Like `ImageOps.exif_transpose`, which gives up on a readable orientation when other EXIF is broken."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
+        return image.convert("I").point(_SIXTEEN_TO_EIGHT_BITS, "L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    colors = image.convert("RGBA")
+    flat = Image.new("RGB", colors.size, "white")
+    flat.paste(colors, mask=colors.getchannel("A"))
+    return flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atelier.errors import NotFoundError
 from atelier.storage.blobs import BlobStore, content_key, verified
 from services.trainer.methods.base import TrainingImage
 
@@ -36,11 +37,9 @@ class JobFiles:
         """The checkpoint of a step; None for step 0, before which there is none."""
         return self._blobs.get(_checkpoint_key(uid, step)) if step else None
 
-    def delete_checkpoints(self, uid: str, *, before_step: int | None = None) -> None:
-        """Deletes a job's checkpoints: those of earlier steps, or all."""
-        for key in list(self._blobs.keys(_checkpoint_folder(uid))):
-            if before_step is None or key < _checkpoint_key(uid, before_step):
-                self._blobs.delete(key)
+    def delete_checkpoints(self, uid: str, *, before_step: int | None) -> None:
+        """Deletes a job's checkpoints of earlier steps; all of them for None."""
+        self._delete(_checkpoint_folder(uid), None if before_step is None else _checkpoint_key(uid, before_step))
 
     def save_previews(self, uid: str, step: int, pngs: Sequence[bytes]) -> None:
         """Stores the previews of a step."""
@@ -48,8 +47,20 @@ class JobFiles:
             self._blobs.put(_preview_key(uid, step, index), png)
 
     def previews(self, uid: str, step: int, count: int) -> list[bytes]:
-        """The previews of a step."""
-        return [self._blobs.get(_preview_key(uid, step, index)) for index in range(count)]
+        """The previews of a step; none when they have been replaced meanwhile."""
+        try:
+            return [self._blobs.get(_preview_key(uid, step, index)) for index in range(count)]
+        except NotFoundError:
+            return []
+
+    def delete_previews(self, uid: str, *, before_step: int) -> None:
+        """Deletes a job's previews of earlier steps."""
+        self._delete(_preview_folder(uid), _preview_key(uid, before_step, 0))
+
+    def _delete(self, folder: str, before_key: str | None) -> None:
+        for key in list(self._blobs.keys(folder)):
+            if before_key is None or key < before_key:
+                self._blobs.delete(key)
 
 
 def _checkpoint_folder(uid: str) -> str:
@@ -60,5 +71,9 @@ def _checkpoint_key(uid: str, step: int) -> str:
     return f"{_checkpoint_folder(uid)}{step:06d}.safetensors"
 
 
+def _preview_folder(uid: str) -> str:
+    return f"jobs/{uid}/previews/"
+
+
 def _preview_key(uid: str, step: int, index: int) -> str:
-    return f"jobs/{uid}/previews/{step:06d}-{index}.png"
+    return f"{_preview_folder(uid)}{step:06d}-{index:02d}.png"

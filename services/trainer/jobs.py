@@ -6,25 +6,25 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from atelier.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier import errors
 from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.rpc.call import current_tenant
-from atelier.rpc.names import BATCH, DATASET, JOB, TENANT, check_id, check_text, shown
+from atelier.rpc.names import BATCH, DATASET, JOB, MAX_PROMPT_CHARACTERS, TENANT, check_id, check_text, shown
 from atelier.rpc.pages import Page
 from atelier.storage.database import Database, to_timestamp, utc_now
 from atelier.storage.requests import earlier_result, remember
 from services.trainer import datasets
 from services.trainer.methods import resolve_config
-from services.trainer.tables import TERMINAL, JobRow, State, TrainerRequest
+from services.trainer.tables import TERMINAL, DatasetRow, JobRow, State, TrainerRequest
 
-MAX_PROMPT_CHARACTERS = 2000
 MAX_VALIDATION_PROMPTS = 16
 
 
@@ -69,41 +69,46 @@ class Jobs:
             return answer
 
     def checked_row(self, session: Session, job: pb.Job, field: str) -> JobRow:
-        """A row for a job that passed every check; not yet in the session."""
-        base_name = job.base_model.model or next(iter(self._bases))
-        if base_name not in self._bases:
-            raise InvalidArgumentError(
-                f"{field}.base_model.model",
-                f"{shown(base_name)} is not known; there are {', '.join(self._bases)}",
-                reason="BASE_MODEL_UNKNOWN",
-            )
-        base = self._bases[base_name]
-        overrides = {descriptor.name: value for descriptor, value in job.config.ListFields()}
-        config = resolve_config(job.method, overrides, base_path=base.path)
+        """A row for a job that passed every check; not yet in the session. `field` is where the request holds it."""
         dataset = datasets.find(session, job.dataset, f"{field}.dataset")
-        uid = uuid.uuid4().hex
-        return JobRow(
-            tenant=current_tenant(),
-            job_id=f"job-{uid[:12]}",
-            uid=uid,
-            method=job.method,
-            dataset=dataset,
-            adapter=check_id(job.adapter, f"{field}.adapter"),
-            base_name=base_name,
-            base_digest=base.digest,
-            config=asdict(config),
-            **_checked_prompts(job, field),
-        )
+        with errors.within(field):
+            base_name = self._checked_base(job.base_model.model)
+            base = self._bases[base_name]
+            overrides = {descriptor.name: value for descriptor, value in job.config.ListFields()}
+            config = resolve_config(job.method, overrides, base_path=base.path)
+            uid = uuid.uuid4().hex
+            return JobRow(
+                tenant=current_tenant(),
+                job_id=f"job-{uid[:12]}",
+                uid=uid,
+                method=job.method,
+                dataset=dataset,
+                adapter=check_id(job.adapter, "adapter"),
+                base_name=base_name,
+                base_digest=base.digest,
+                config=asdict(config),
+                **_checked_prompts(job, dataset),
+            )
+
+    def _checked_base(self, name: str) -> str:
+        chosen = name or next(iter(self._bases))
+        if chosen not in self._bases:
+            known = ", ".join(self._bases)
+            raise errors.InvalidArgumentError(
+                "base_model.model", f"{shown(chosen)} is not known; there are {known}", reason="BASE_MODEL_UNKNOWN"
+            )
+        return chosen
 
     def get(self, name: str) -> pb.Job:
         """One job by its full name."""
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             return to_proto(find(session, name))
 
     def list(self, page: Page) -> pb.ListJobsResponse:
         """A page of the tenant's jobs, newest first."""
         query = select(JobRow).where(JobRow.tenant == current_tenant(), JobRow.id < page.after)
-        with self._database.transaction() as session:
+        query = query.options(joinedload(JobRow.dataset), joinedload(JobRow.batch))
+        with self._database.transaction(read_only=True) as session:
             rows = session.scalars(query.order_by(JobRow.id.desc()).limit(page.size + 1)).all()
             rows, token = page.cut(rows, key=lambda row: row.id)
             return pb.ListJobsResponse(jobs=map(to_proto, rows), next_page_token=token)
@@ -113,7 +118,7 @@ class Jobs:
         with self._database.transaction() as session:
             row = find(session, name, lock=True)
             if row.state in (*TERMINAL, State.CANCELLING):
-                raise FailedPreconditionError(
+                raise errors.FailedPreconditionError(
                     f"name: the job is {row.state}; only a QUEUED or RUNNING one can be cancelled",
                     reason="JOB_NOT_CANCELLABLE",
                     metadata={"job": row.job_id, "state": row.state},
@@ -131,7 +136,7 @@ def find(session: Session, name: str, *, lock: bool = False) -> JobRow:
     query = select(JobRow).where(JobRow.tenant == ids["tenant"], JobRow.job_id == ids["job"])
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFoundError(
+        raise errors.NotFoundError(
             f"name: there is no job {shown(ids['job'])}", reason="JOB_NOT_FOUND", metadata={"job": ids["job"]}
         )
     return row
@@ -144,7 +149,9 @@ def add_rows(session: Session, rows: Sequence[JobRow]) -> None:
         session.flush()
     except IntegrityError as error:
         taken = ", ".join(row.job_id for row in rows[:3])
-        raise AlreadyExistsError(f"job_id: {taken!r} is taken", reason="JOB_EXISTS", metadata={"job": taken}) from error
+        raise errors.AlreadyExistsError(
+            f"job_id: {taken!r} is taken", reason="JOB_EXISTS", metadata={"job": taken}
+        ) from error
 
 
 def to_proto(row: JobRow) -> pb.Job:
@@ -182,20 +189,23 @@ def to_proto(row: JobRow) -> pb.Job:
     return job
 
 
-def _checked_prompts(job: pb.Job, field: str) -> dict[str, str | list[str]]:
+def _checked_prompts(job: pb.Job, dataset: DatasetRow) -> dict[str, Any]:
     limit = MAX_PROMPT_CHARACTERS
     if len(job.validation_prompts) > MAX_VALIDATION_PROMPTS:
-        raise InvalidArgumentError(
-            f"{field}.validation_prompts",
+        raise errors.InvalidArgumentError(
+            "validation_prompts",
             f"holds {len(job.validation_prompts)} prompts; at most {MAX_VALIDATION_PROMPTS} are allowed",
         )
+    bare = [image["path"] for image in dataset.images if not image["caption"]]
+    if bare and not job.instance_prompt.strip():
+        raise errors.InvalidArgumentError(
+            "instance_prompt", f"is empty, but image {shown(bare[0])} has no caption; give one of the two"
+        )
     return {
-        "instance_prompt": check_text(
-            job.instance_prompt, f"{field}.instance_prompt", max_characters=limit, required=True
-        ),
-        "class_prompt": check_text(job.class_prompt, f"{field}.class_prompt", max_characters=limit),
+        "instance_prompt": check_text(job.instance_prompt, "instance_prompt", max_characters=limit),
+        "class_prompt": check_text(job.class_prompt, "class_prompt", max_characters=limit),
         "validation_prompts": [
-            check_text(prompt, f"{field}.validation_prompts[{index}]", max_characters=limit, required=True)
+            check_text(prompt, f"validation_prompts[{index}]", max_characters=limit, required=True)
             for index, prompt in enumerate(job.validation_prompts)
         ],
     }

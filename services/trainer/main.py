@@ -15,7 +15,17 @@ from atelier.diffusion.digest import model_digest
 from atelier.pb.trainer.v1 import trainer_pb2
 from atelier.pb.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from atelier.rpc.logs import configure_logging
-from atelier.rpc.options import authority, base_option, bases, s3_config, s3_options, server_config, server_options
+from atelier.rpc.options import (
+    authority,
+    base_option,
+    bases,
+    named_folders,
+    s3_config,
+    s3_options,
+    server_config,
+    server_options,
+    spool_option,
+)
 from atelier.rpc.server import Server, serve
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database
@@ -26,6 +36,7 @@ from services.trainer.jobs import BaseChoice, Jobs
 from services.trainer.queue import Queue
 from services.trainer.scheduler import Scheduler, SchedulerConfig
 from services.trainer.servicer import TrainerServicer
+from services.trainer.sweeper import Sweeper
 from services.trainer.watching import Watcher
 from services.trainer.worker import WorkerConfig
 
@@ -35,13 +46,14 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 @click.command(context_settings={"auto_envvar_prefix": "ATELIER_TRAINER"})
 @server_options
 @s3_options
+@spool_option
 @base_option
 @click.option("--database-url", required=True, help="SQLAlchemy URL of the trainer's database.")
 @click.option("--registry", required=True, help="host:port of the registry, as the workers reach it.")
-@click.option("--scorer", type=click.Path(exists=True, path_type=Path), required=True, help="CLIP for the scores.")
+@click.option("--scorer", multiple=True, metavar="NAME=PATH", help="A base model's CLIP scorer; none means no scores.")
 @click.option("--ray-address", required=True, help="host:port of the Ray cluster.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
-@click.option("--gpus-per-worker", type=float, default=0.0, show_default=True, help="0 trains on CPUs.")
+@click.option("--gpus-per-worker", type=float, help="0 trains on CPUs.  [default: 1 where the cluster has GPUs]")
 @click.option("--torch-threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of each worker.")
 def main(**values: Any) -> None:
     """Serves the trainer until SIGTERM."""
@@ -57,10 +69,12 @@ async def _serve(values: dict[str, Any]) -> None:
     files = JobFiles(blobs)
     models = bases(values)
     jobs = Jobs(database, {name: BaseChoice(path=path, digest=model_digest(path)) for name, path in models.items()})
-    servicer = TrainerServicer(Datasets(database, blobs), jobs, Batches(database, jobs), Watcher(database, files))
+    values["spool_folder"].mkdir(parents=True, exist_ok=True)
+    datasets = Datasets(database, blobs, values["spool_folder"])
+    servicer = TrainerServicer(datasets, jobs, Batches(database, jobs), Watcher(database, files))
     worker = WorkerConfig(
         bases=models,
-        scorer=values["scorer"],
+        scorers=named_folders(values["scorer"], "--scorer"),
         s3=s3,
         registry=values["registry"],
         torch_threads=values["torch_threads"],
@@ -68,10 +82,9 @@ async def _serve(values: dict[str, Any]) -> None:
     config = SchedulerConfig(
         ray_address=values["ray_address"], num_workers=values["workers"], gpus_per_worker=values["gpus_per_worker"]
     )
-    scheduler = Scheduler(config, worker, Queue(database), files, authority(values))
+    scheduler = Scheduler(config, worker, Queue(database), Sweeper(database, files), authority(values))
 
     async def warm_up() -> None:
-        await asyncio.to_thread(blobs.create_bucket)
         scheduler.start()
 
     server = Server(

@@ -6,21 +6,20 @@ no more, and another one (or its successor) claims the job again. Several traine
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from atelier import errors
 from atelier.rpc.names import JOB
 from atelier.rpc.status import to_status
 from atelier.storage.database import Database, utc_now
-from services.trainer.tables import TERMINAL, JobRow, State
+from services.trainer.tables import JobRow, State
 
 LEASE_SECONDS = 15.0
 MAX_LOST_WORKERS = 3
@@ -32,6 +31,8 @@ class Assignment:
     """A claimed job, as a worker needs it. Plain data: it travels between processes."""
 
     uid: str
+    attempt: int
+    """Which claim of the job this is; later claims make it void."""
     name: str
     tenant: str
     adapter: str
@@ -48,7 +49,11 @@ class Assignment:
 
 
 class LeaseLostError(Exception):
-    """Another trainer has the job now."""
+    """The job was claimed again since, by this trainer or another."""
+
+
+# A token that has expired, and a stop that nobody asked for, pass with the next attempt.
+_PASSING = (errors.UnavailableError, errors.UnauthenticatedError, errors.CancelledError)
 
 
 class Queue:
@@ -56,7 +61,6 @@ class Queue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._owner = uuid.uuid4().hex
 
     def claim(self) -> Assignment | None:
         """The oldest job that waits or was orphaned, now this trainer's; None when there is none."""
@@ -73,78 +77,69 @@ class Queue:
                 return None
             row.state, row.stage, row.attempt = State.RUNNING, "preparing", row.attempt + 1
             row.start_time = row.start_time or now
-            self._lease(row)
+            _lease(row)
             return _assignment(row)
 
-    def report(self, uid: str, changes: Mapping[str, Any]) -> State:
+    def report(self, claim: Assignment, changes: Mapping[str, Any]) -> State:
         """Records progress, renews the lease, and returns what the job is to do: go on, or stop."""
         with self._database.transaction() as session:
-            row = self._own(session, uid)
+            row = self._own(session, claim)
             for column, value in changes.items():
                 setattr(row, column, value)
-            self._lease(row)
+            if "checkpoint_step" in changes:
+                row.lost_workers = 0  # it gets on: only workers lost without progress between them count
+            _lease(row)
             return State(row.state)
 
-    def succeed(self, uid: str, adapter_version: str) -> None:
+    def succeed(self, claim: Assignment, adapter_version: str) -> None:
         """The adapter is in the registry: the job has done what it was asked for, even if a cancel came late."""
         with self._database.transaction() as session:
-            row = self._own(session, uid)
+            row = self._own(session, claim)
             row.adapter_version = adapter_version
             _end(row, State.SUCCEEDED)
 
-    def fail(self, uid: str, error: errors.AtelierError) -> None:
+    def fail(self, claim: Assignment, error: errors.AtelierError) -> None:
         """Ends a job by its error, or puts it back when the error will pass."""
         with self._database.transaction() as session:
-            row = self._own(session, uid)
+            row = self._own(session, claim)
             if row.state == State.CANCELLING:
                 _end(row, State.CANCELLED)
-            elif isinstance(error, errors.UnavailableError):
+            elif isinstance(error, _PASSING):
                 _put_back(row, min(MAX_BACKOFF_SECONDS, 2.0 ** min(row.attempt, 6)))
             else:
                 row.error = MessageToDict(to_status(error))
                 _end(row, State.FAILED)
 
-    def lose_worker(self, uid: str) -> None:
+    def lose_worker(self, claim: Assignment) -> None:
         """The worker died under the job; another one tries, but not for ever."""
         with self._database.transaction() as session:
-            row = self._own(session, uid)
+            row = self._own(session, claim)
             row.lost_workers += 1
             lost = row.lost_workers
             if row.state != State.CANCELLING and lost < MAX_LOST_WORKERS:
                 _put_back(row, 0.0)
                 return
         message = f"{lost} workers died on this job, perhaps for lack of memory; try a smaller batch or resolution"
-        self.fail(uid, errors.ResourceExhaustedError(message, reason="WORKER_DIED"))
+        self.fail(claim, errors.ResourceExhaustedError(message, reason="WORKER_DIED"))
 
-    def put_back(self, uid: str) -> None:
+    def put_back(self, claim: Assignment) -> None:
         """This trainer stops: the job waits for the next one."""
         with self._database.transaction() as session:
-            row = self._own(session, uid)
+            row = self._own(session, claim)
             if row.state == State.CANCELLING:
                 _end(row, State.CANCELLED)
             else:
                 _put_back(row, 0.0)
 
-    def ended_with_checkpoint(self) -> list[str]:
-        """Jobs, by uid, that have ended and may still have checkpoints in S3."""
-        query = select(JobRow.uid).where(JobRow.state.in_(TERMINAL), JobRow.checkpoint_step > 0).limit(100)
-        with self._database.transaction() as session:
-            return list(session.scalars(query))
-
-    def forget_checkpoint(self, uid: str) -> None:
-        """Records that an ended job has no checkpoint any more."""
-        with self._database.transaction() as session:
-            session.execute(update(JobRow).where(JobRow.uid == uid).values(checkpoint_step=0))
-
-    def _own(self, session: Session, uid: str) -> JobRow:
-        row = session.scalar(select(JobRow).where(JobRow.uid == uid).with_for_update())
-        if row is None or row.lease_owner != self._owner or row.state not in (State.RUNNING, State.CANCELLING):
-            raise LeaseLostError(uid)
+    def _own(self, session: Session, claim: Assignment) -> JobRow:
+        row = session.scalar(select(JobRow).where(JobRow.uid == claim.uid).with_for_update())
+        if row is None or row.attempt != claim.attempt or row.state not in (State.RUNNING, State.CANCELLING):
+            raise LeaseLostError(claim.uid)
         return row
 
-    def _lease(self, row: JobRow) -> None:
-        row.lease_owner = self._owner
-        row.lease_expire_time = utc_now() + timedelta(seconds=LEASE_SECONDS)
+
+def _lease(row: JobRow) -> None:
+    row.lease_expire_time = utc_now() + timedelta(seconds=LEASE_SECONDS)
 
 
 def _end(row: JobRow, state: State) -> None:
@@ -153,12 +148,14 @@ def _end(row: JobRow, state: State) -> None:
 
 def _put_back(row: JobRow, delay_seconds: float) -> None:
     row.state, row.stage, row.lease_expire_time = State.QUEUED, "waiting", None
+    row.eta_seconds = row.images_per_second = 0.0
     row.not_before = utc_now() + timedelta(seconds=delay_seconds)
 
 
 def _assignment(row: JobRow) -> Assignment:
     return Assignment(
         uid=row.uid,
+        attempt=row.attempt,
         name=JOB.format(tenant=row.tenant, job=row.job_id),
         tenant=row.tenant,
         adapter=row.adapter,

@@ -12,6 +12,7 @@ from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from atelier.rpc.names import TENANT
 from atelier.rpc.pages import MAX_NUMBER, Page, parse_page
+from atelier.rpc.uploads import data_pieces
 from services.trainer.batches import Batches
 from services.trainer.datasets import Datasets
 from services.trainer.jobs import Jobs
@@ -38,7 +39,7 @@ class TrainerServicer(TrainerServiceServicer):
         if first is None or first.WhichOneof("content") != "spec":
             raise InvalidArgumentError("spec", "must be the first message of the stream")
         await asyncio.to_thread(self._datasets.check_spec, first.spec)
-        return await self._datasets.receive(first.spec, _pieces(request_iterator))
+        return await self._datasets.receive(first.spec, data_pieces(request_iterator))
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: ServicerContext) -> pb.Dataset:
         return self._datasets.get(request.name)
@@ -77,10 +78,3 @@ class TrainerServicer(TrainerServiceServicer):
 def _page(request: _ListRequest, collection: str, *, first: str | int = "") -> Page:
     parent = TENANT.parse(request.parent, "parent")["tenant"]
     return parse_page(request.page_size, request.page_token, collection, parent, first=first)
-
-
-async def _pieces(requests: _Upload) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("content") != "data":
-            raise InvalidArgumentError("data", "is missing: only the first message carries the spec")
-        yield request.data

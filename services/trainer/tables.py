@@ -66,7 +66,11 @@ class JobRow(Table):
     """A job: what was asked for, and how far it is."""
 
     __tablename__ = "jobs"
-    __table_args__ = (UniqueConstraint("tenant", "job_id"), Index("ix_jobs_queue", "state", "not_before"))
+    __table_args__ = (
+        UniqueConstraint("tenant", "job_id"),
+        Index("ix_jobs_queue", "state", "not_before"),
+        Index("ix_jobs_sweep", "is_swept"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(String(63))
@@ -92,7 +96,6 @@ class JobRow(Table):
     lost_workers: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime] = mapped_column(default=utc_now)
     """A waiting job is not begun before this moment."""
-    lease_owner: Mapped[str] = mapped_column(String(32), default="")
     lease_expire_time: Mapped[datetime | None]
     """A running job whose lease has expired has lost its trainer and is begun again."""
 
@@ -104,6 +107,10 @@ class JobRow(Table):
     checkpoint_step: Mapped[int] = mapped_column(default=0)
     """Step of the newest whole checkpoint in S3; 0 when there is none."""
     preview_step: Mapped[int] = mapped_column(default=0)
+    swept_step: Mapped[int] = mapped_column(default=0)
+    """Files of earlier steps than this are deleted."""
+    is_swept: Mapped[bool] = mapped_column(default=False)
+    """The job has ended and its checkpoints are deleted."""
     preview_prompts: Mapped[list[str]] = mapped_column(JSON, default=list)
 
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JSON)

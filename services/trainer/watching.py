@@ -37,7 +37,7 @@ class Watcher:
             await asyncio.sleep(POLL_SECONDS)
 
     def _read(self, name: str, told_previews: int) -> tuple[pb.Job, bool, list[pb.Sample]]:
-        with self._database.transaction() as session:
+        with self._database.transaction(read_only=True) as session:
             row = jobs.find(session, name)
             job = jobs.to_proto(row)
         if row.preview_step == told_previews:
@@ -45,6 +45,6 @@ class Watcher:
         pngs = self._files.previews(row.uid, row.preview_step, len(row.preview_prompts))
         samples = [
             pb.Sample(prompt=prompt, step=row.preview_step, png=png)
-            for prompt, png in zip(row.preview_prompts, pngs, strict=True)
+            for prompt, png in zip(row.preview_prompts, pngs, strict=False)  # none, if they were replaced just now
         ]
         return job, row.state in TERMINAL, samples

@@ -36,6 +36,7 @@ from services.trainer.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from atelier.diffusion.base import Base
+    from atelier.diffusion.scorer import ClipScorer
 
 _log = structlog.get_logger("atelier.worker")
 
@@ -46,7 +47,8 @@ class WorkerConfig:
 
     bases: Mapping[str, Path]
     """Base models by name; the first is loaded at once."""
-    scorer: Path
+    scorers: Mapping[str, Path]
+    """CLIP scorers by base model's name; jobs on a base without one are not scored."""
     s3: S3Config
     registry: str
     """`host:port`."""
@@ -103,16 +105,16 @@ class TrainingWorker:
         self._config = config
         self._files = JobFiles(BlobStore(config.s3))
         self._base: Base | None = None
-        self._stopping: set[str] = set()
-        self._warm(next(iter(config.bases)))
+        self._scorer: ClipScorer | None = None
+        self._stopping: set[tuple[str, int]] = set()
 
-    def ready(self) -> bool:
-        """Answers once the base model is warm."""
-        return True
+    def warm_up(self) -> None:
+        """Loads the first base model, so that the first job need not wait for it."""
+        self._warm(next(iter(self._config.bases)))
 
-    def stop(self, uid: str) -> None:
-        """Asks the job to end at its next step."""
-        self._stopping.add(uid)
+    def stop(self, uid: str, attempt: int) -> None:
+        """Asks an attempt at a job to end at its next step."""
+        self._stopping.add((uid, attempt))
 
     def run(self, assignment: Assignment, token: str) -> Iterator[WorkerEvent]:
         """Trains one job. `token` lets it publish for the job's tenant. Never raises: an error is an event."""
@@ -125,7 +127,7 @@ class TrainingWorker:
             known = errors.InternalError("training failed; the worker's log says why", metadata={"job": assignment.uid})
             yield Stopped(status=to_status(known).SerializeToString())
         finally:
-            self._stopping.discard(assignment.uid)
+            self._stopping.discard((assignment.uid, assignment.attempt))
 
     def _train(self, assignment: Assignment, token: str) -> Iterator[WorkerEvent]:
         base = self._warm(assignment.base_name)
@@ -138,7 +140,7 @@ class TrainingWorker:
             base,
             self._scorer,
             resume=self._files.checkpoint(assignment.uid, assignment.checkpoint_step),
-            should_stop=lambda: assignment.uid in self._stopping,
+            should_stop=lambda: (assignment.uid, assignment.attempt) in self._stopping,
         )
         evaluated: Evaluated | None = None
         for event in events:
@@ -148,8 +150,8 @@ class TrainingWorker:
                 yield Publishing()
                 version = publish(self._config.registry, token, assignment, event.files, evaluated)
                 yield Published(version=version)
-            else:
-                yield self._stored(assignment.uid, event)
+                return  # nothing that comes later, a cancel least of all, undoes a publication
+            yield self._stored(assignment.uid, event)
 
     def _stored(self, uid: str, event: Event) -> WorkerEvent:
         """The event without the bytes that it brought: those are in S3."""
@@ -169,9 +171,11 @@ class TrainingWorker:
         from atelier.diffusion.scorer import ClipScorer
 
         if self._base is None or self._base.name != name:
+            self._base = self._scorer = None  # makes room before the next one comes
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             self._base = load_base(self._config.bases[name], device=device, dtype=default_dtype(device), name=name)
-            self._scorer = ClipScorer(self._config.scorer, self._base)
+            scorer = self._config.scorers.get(name)
+            self._scorer = ClipScorer(scorer, self._base) if scorer else None
         return self._base
 
     def _training_job(self, assignment: Assignment) -> TrainingJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,15 @@ def test_a_clear_gain_and_no_second_load_is_a_success() -> None:
     assert problems(gain=0.06, second_load_seconds=0.0001) == []
 
 
-@pytest.mark.parametrize(("gain", "seconds", "words"), [(0.04, 0.0, "CLIP-I is +0.040"), (0.1, 0.006, "spent 6.0 ms")])
+@pytest.mark.parametrize(
+    ("gain", "seconds", "words"),
+    [
+        (0.04, 0.0, "CLIP-I is +0.040"),
+        (math.nan, 0.0, "CLIP-I is +nan"),
+        (0.1, 0.006, "spent 6.0 ms"),
+        (0.1, math.nan, "spent nan ms"),
+    ],
+)
 def test_a_small_gain_or_a_second_load_is_a_failure(gain: float, seconds: float, words: str) -> None:
     (problem,) = problems(gain=gain, second_load_seconds=seconds)
     assert words in problem

@@ -37,10 +37,14 @@ def done() -> pb.WatchJobResponse:
 
 
 class ScriptedTrainer(TrainerServiceServicer):
-    """Answers its n-th WatchJob call with the n-th script."""
+    """Answers its n-th WatchJob call with the n-th script; has one batch, of the job that is done.
+
+    `failures` says how many calls of a method end with DEADLINE_EXCEEDED first.
+    """
 
     def __init__(self, port: int) -> None:
         self.scripts: list[Script] = []
+        self.failures: dict[str, int] = {}
         self._server = grpc.server(ThreadPoolExecutor(4))
         add_TrainerServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -49,6 +53,25 @@ class ScriptedTrainer(TrainerServiceServicer):
     def WatchJob(self, request: pb.WatchJobRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchJobResponse]:
         assert request.name == "tenants/-/jobs/j"
         return self.scripts.pop(0)(context)
+
+    def CreateBatch(self, request: pb.CreateBatchRequest, context: grpc.ServicerContext) -> pb.Batch:
+        return self._batch()
+
+    def GetBatch(self, request: pb.GetBatchRequest, context: grpc.ServicerContext) -> pb.Batch:
+        self._fail_first("GetBatch", context)
+        return self._batch()
+
+    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.Job:
+        self._fail_first("GetJob", context)
+        return done().job
+
+    def _batch(self) -> pb.Batch:
+        return pb.Batch(name="tenants/t/batches/b", jobs=[done().job.name], job_counts={"SUCCEEDED": 1})
+
+    def _fail_first(self, method: str, context: grpc.ServicerContext) -> None:
+        if self.failures[method]:
+            self.failures[method] -= 1
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow")
 
     def stop(self) -> None:
         self._server.stop(grace=0).wait()
@@ -147,6 +170,16 @@ def test_a_service_that_never_answered_is_not_waited_for(port: int, capsys: Capt
     assert port
     assert run(["jobs", "watch", "j"]) == 1
     assert "[UNAVAILABLE]" in capsys.readouterr().err
+
+
+def test_a_batch_is_followed_through_answers_that_fail(
+    trainer: ScriptedTrainer, capsys: Captured, tmp_path: Path
+) -> None:
+    trainer.failures = {"GetBatch": 1, "GetJob": 2}
+    (tmp_path / "batch.yaml").write_text("jobs: [{method: m, dataset: d, adapter: a}]")
+    assert run(["submit", str(tmp_path / "batch.yaml"), "--watch"]) == 0
+    assert "SUCCEEDED" in capsys.readouterr().out
+    assert trainer.failures == {"GetBatch": 0, "GetJob": 0}
 
 
 def test_ctrl_c_says_that_the_job_goes_on(trainer: ScriptedTrainer, capsys: Captured) -> None:

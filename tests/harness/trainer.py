@@ -48,7 +48,8 @@ class TrainerServer(ServiceProcess):
             "registry": registry,
             "ray-address": ray.address,
             "base": f"emoji-sd={MODELS / 'emoji-sd'}",
-            "scorer": MODELS / "emoji-clip",
+            "scorer": f"emoji-sd={MODELS / 'emoji-clip'}",
+            "spool-folder": folder / "spool",
             "grace-seconds": 2,
             **(options or {}),
         }

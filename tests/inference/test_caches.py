@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from services.inference.disk_cache import DiskCache
@@ -42,6 +43,31 @@ def test_disk_clears_unfinished_files_and_keeps_none_that_is_too_large(tmp_path:
     cache = DiskCache(tmp_path, max_bytes=250)
     cache.write(DIGESTS[0], b"x" * 251)
     assert not list(tmp_path.iterdir())
+
+
+def test_disk_leaves_alone_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir(mode=0o000)
+    (tmp_path / "notes.txt").write_text("x" * 500)
+    cache = DiskCache(tmp_path, max_bytes=250)
+    for index, digest in enumerate(DIGESTS):
+        cache.write(digest, bytes([index]) * 100)
+    assert [cache.read(digest, sha256(bytes([i]) * 100)) is None for i, digest in enumerate(DIGESTS)] == [True] * 2 + [
+        False
+    ] * 2
+    assert {"lost+found", "notes.txt"} < {entry.name for entry in tmp_path.iterdir()}
+
+
+def test_a_disk_that_takes_nothing_costs_the_caching_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    cache = DiskCache(folder, max_bytes=250)
+    file_in_the_way = folder / DIGESTS[0].removeprefix("sha256:")
+    file_in_the_way.write_text("no folder")
+    cache.write(DIGESTS[0], b"right")
+    assert cache.read(DIGESTS[0], sha256(b"right")) is None
+    assert list(folder.iterdir()) == [file_in_the_way]
+    shutil.rmtree(folder)
+    cache.write(DIGESTS[1], b"right")
+    assert cache.read(DIGESTS[1], sha256(b"right")) is None
 
 
 def test_memory_forgets_by_last_use_and_cost() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import queue
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,13 @@ import torch
 
 from atelier.diffusion.base import Base
 from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig, PackedFactors
-from atelier.errors import CancelledError, DeadlineExceededError, InternalError, UnavailableError
+from atelier.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from services.inference.engine import EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Stepped
 from services.inference.models import Model, load_model
@@ -155,6 +164,19 @@ def test_an_engine_that_stops_ends_its_requests(base: Base) -> None:
     run = Run(model, steps=200).begun()
     model.engine.stop()
     assert isinstance(run.error(), UnavailableError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"_class_name": "LMSDiscreteScheduler"}, {"_class_name": "PNDMScheduler", "rescale_betas_zero_snr": True}],
+    ids=["unknown", "not for zero terminal SNR"],
+)
+def test_a_base_whose_own_scheduler_is_not_supported_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = shutil.copytree(EMOJI_SD, tmp_path / "copy")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InvalidArgumentError, match=f"is a {changes['_class_name']}; supported are DDIMScheduler, DPM"):
+        load_model("copy", folder, EngineConfig(num_slots=2, max_rank=1))
 
 
 @pytest.fixture

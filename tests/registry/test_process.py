@@ -20,7 +20,7 @@ from atelier.local.process import wait_until
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from atelier.rpc.interceptor import CORRELATION_HEADER
+from atelier.rpc.call import CORRELATION_HEADER
 from atelier.storage.database import Database
 from services.registry.main import MIGRATIONS
 from services.registry.tables import Table

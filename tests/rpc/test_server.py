@@ -19,8 +19,7 @@ from atelier import errors
 from atelier.local.process import wait_until
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from atelier.rpc.call import current_call
-from atelier.rpc.interceptor import CORRELATION_HEADER
+from atelier.rpc.call import CORRELATION_HEADER, current_call
 from atelier.rpc.status import translated_errors
 from tests.harness.rpc import SERVICE, ScaffoldServer
 from tests.harness.service import health

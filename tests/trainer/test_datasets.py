@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from atelier.client import TrainerClient
 from atelier.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PermissionDeniedError
@@ -23,8 +23,8 @@ from tests.harness.trainer import EXAMPLES, TrainerServer, image_bytes
 
 
 def _bomb() -> bytes:
-    """A PNG of 8,000 × 8,000 pixels in a few kilobytes."""
-    side = 8000
+    """A PNG of 16,000 × 16,000 pixels in a few hundred kilobytes."""
+    side = 16_000
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0),
         b"IDAT": zlib.compress(b"\0" * (side + 1) * side, 9),
@@ -34,11 +34,21 @@ def _bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def _animated() -> bytes:
+def _saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
-    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:])
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def _animated() -> bytes:
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    return _saved(frames[0], save_all=True, append_images=frames[1:])
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return _saved(Image.new("RGB", (64, 32)), "JPEG", exif=exif)
 
 
 BAD_IMAGES = {
@@ -64,9 +74,25 @@ def test_a_dataset_comes_back_as_it_was_sent(trainer: TrainerClient) -> None:
     assert {(image.width, image.height) for image in created.images} == {(128, 128)}
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_other_formats_are_images_too(trainer: TrainerClient, kind: str) -> None:
-    assert len(trainer.create_dataset("other", [("a", image_bytes(kind=kind), "")]).images) == 1
+GOOD_IMAGES = {
+    "jpeg": (image_bytes(kind="JPEG"), (64, 64)),
+    "webp": (image_bytes(kind="WEBP"), (64, 64)),
+    "16 bits": (_saved(Image.new("I;16", (64, 64))), (64, 64)),
+    "broken EXIF": (_saved(Image.new("RGB", (64, 64)), exif=b"garbage"), (64, 64)),
+    "on its side": (_turned(), (32, 64)),
+    "jpeg with a second picture": (
+        _saved(Image.new("RGB", (64, 64)), "MPO", save_all=True, append_images=[Image.new("RGB", (32, 32))]),
+        (64, 64),
+    ),
+    "48 megapixels": (_saved(Image.new("1", (8000, 6000))), (8000, 6000)),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+def test_all_these_are_images(trainer: TrainerClient, name: str) -> None:
+    content, size = GOOD_IMAGES[name]
+    (image,) = trainer.create_dataset("good", [("a", content, "")]).images
+    assert (image.width, image.height) == size
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
@@ -75,8 +101,8 @@ def test_a_bad_image_is_named_and_nothing_is_kept(trainer: TrainerClient, name: 
     with pytest.raises(InvalidArgumentError) as caught:
         trainer.create_dataset("bad", [("good.png", image_bytes(), ""), ("bad.png", content, "")])
     assert caught.value.reason == reason
-    assert "spec.dataset.images[1]" in caught.value.violations[0].field
-    assert "bad.png" in caught.value.violations[0].field
+    assert caught.value.violations[0].field == "spec.dataset.images[1].file"
+    assert "bad.png" in caught.value.violations[0].description
     with pytest.raises(NotFoundError):
         trainer.dataset("bad")
 
@@ -85,10 +111,10 @@ def test_a_bad_image_is_named_and_nothing_is_kept(trainer: TrainerClient, name: 
     ("images", "field"),
     [
         ([], "spec.dataset.images"),
-        ([("a.png", image_bytes(), "")] * 2, "spec.dataset.images[1].path"),
-        ([("../a.png", image_bytes(), "")], "spec.dataset.images[0].path"),
+        ([("a.png", image_bytes(), "")] * 2, "spec.dataset.images[1].file.path"),
+        ([("../a.png", image_bytes(), "")], "spec.dataset.images[0].file.path"),
         ([("b/a.png", image_bytes(), "")], "spec.dataset.images[0].file.path"),
-        ([("a.png", b"", "")], "spec.dataset.images[0].size_bytes"),
+        ([("a.png", b"", "")], "spec.dataset.images[0].file.size_bytes"),
         ([("a.png", image_bytes(), "x" * 1001)], "spec.dataset.images[0].caption"),
         ([(f"{i}.png", b"x", "") for i in range(101)], "spec.dataset.images"),
     ],

@@ -19,7 +19,7 @@ from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from atelier.rpc.status import translated_errors
-from tests.harness.trainer import quick_job
+from tests.harness.trainer import image_bytes, quick_job
 
 BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown method": ({"method": "magic"}, "job.method"),
@@ -79,6 +79,13 @@ def test_a_bad_hyperparameter_is_refused_by_its_field(trainer: TrainerClient, da
     assert "allowed" in caught.value.violations[0].description
 
 
+def test_captions_for_all_images_need_no_instance_prompt(trainer: TrainerClient) -> None:
+    captioned = trainer.create_dataset("captioned", [("a.png", image_bytes(), "a photo of a sks fox")])
+    job = quick_job(captioned.name)
+    job.ClearField("instance_prompt")
+    assert trainer.create_job(job, validate_only=True).instance_prompt == ""
+
+
 def test_steps_of_100000_are_refused(trainer: TrainerClient, dataset: str) -> None:
     with pytest.raises(InvalidArgumentError, match="max_train_steps"):
         trainer.create_job(quick_job(dataset, max_train_steps=100_000))
@@ -131,12 +138,16 @@ def test_jobs_are_listed_newest_first(trainer: TrainerClient, dataset: str) -> N
 def test_a_batch_is_created_whole_or_not_at_all(trainer: TrainerClient, dataset: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         trainer.create_batch([quick_job(dataset), quick_job(dataset, rank=0)], batch_id="broken")
-    assert "rank" in caught.value.violations[0].field
+    assert caught.value.violations[0].field == "jobs[1].config.rank"
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_batch([quick_job(dataset), pb.Job(method="magic", dataset=dataset, adapter="fox")])
+    assert caught.value.violations[0].field == "jobs[1].method"
     assert list(trainer.jobs()) == []
     batch = trainer.create_batch([quick_job(dataset), quick_job(dataset, adapter="other")], batch_id="whole")
     assert [job.batch for job in trainer.jobs()] == [batch.name] * 2
     for job in batch.jobs:
         trainer.cancel(job.split("/")[-1])
+    assert trainer.batch("whole").jobs == batch.jobs
     counts = trainer.batch("whole").job_counts
     assert sum(counts.values()) == 2
     assert set(counts) <= {"CANCELLED", "CANCELLING"}

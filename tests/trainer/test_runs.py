@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from atelier.client import RegistryClient, TrainerClient
-from atelier.errors import UnavailableError
+from atelier.errors import FailedPreconditionError, UnavailableError
 from atelier.local.process import wait_until
 from atelier.local.ray_cluster import RayCluster
 from atelier.local.seaweedfs import SeaweedFS
@@ -123,8 +124,8 @@ def test_a_killed_trainer_goes_on_from_the_checkpoint(site: Site) -> None:
     assert ended.state == pb.JOB_STATE_SUCCEEDED
     assert ended.attempt == 2
     log = site.trainer.process.log_path.read_text()
-    assert '"attempt_from_step": 0' in log
-    assert any(f'"attempt_from_step": {step}' in log for step in range(2, 60, 2))
+    assert '"attempt": 1, "from_step": 0' in log
+    assert any(f'"attempt": 2, "from_step": {step}' in log for step in range(2, 60, 2))
 
 
 def test_a_killed_worker_is_replaced(site: Site, ray_cluster: RayCluster) -> None:
@@ -132,6 +133,30 @@ def test_a_killed_worker_is_replaced(site: Site, ray_cluster: RayCluster) -> Non
     site.wait_for("orphan", pb.JOB_STATE_RUNNING, stage="training", step=2)
     assert _kill_workers(ray_cluster)
     assert site.wait_for("orphan", pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED).state == pb.JOB_STATE_SUCCEEDED
+
+
+def test_a_cancel_that_comes_too_late_changes_nothing(site: Site) -> None:
+    """Whatever wins, the state and the registry agree."""
+    site.client.create_job(quick_job(SMALL, adapter="late"), job_id="late")
+    for response in site.client.watch("late"):
+        if response.job.progress.stage == "publishing" and response.job.state == pb.JOB_STATE_RUNNING:
+            with contextlib.suppress(FailedPreconditionError):
+                site.client.cancel("late")
+    ended = site.client.job("late")
+    with site.registry.connect("site") as connection:
+        published = [adapter.name for adapter in RegistryClient(connection).adapters()]
+    assert ended.state in (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_CANCELLED)
+    assert bool(ended.adapter_version) == (ended.state == pb.JOB_STATE_SUCCEEDED)
+    assert ("tenants/site/adapters/late" in published) == (ended.state == pb.JOB_STATE_SUCCEEDED)
+
+
+def test_services_start_without_s3(site: Site) -> None:
+    site.s3.stop()
+    site.registry.stop()
+    site.registry.start()
+    site.restart_trainer()
+    assert [dataset.name for dataset in site.client.datasets()] == ["tenants/site/datasets/small"]
+    site.s3.start()
 
 
 def test_a_job_waits_for_the_registry(site: Site) -> None:
@@ -150,7 +175,11 @@ def test_without_s3_calls_say_unavailable_and_jobs_wait(site: Site) -> None:
     assert caught.value.reason == "OBJECT_STORE_UNAVAILABLE"
     assert caught.value.retry_after_seconds
     site.client.create_job(quick_job(SMALL, adapter="later"), job_id="later")
-    wait_until(lambda: site.client.job("later").attempt >= 1, timeout_seconds=JOB_SECONDS, what="a first attempt")
+    wait_until(
+        lambda: site.client.job("later").state == pb.JOB_STATE_QUEUED and site.client.job("later").attempt >= 1,
+        timeout_seconds=JOB_SECONDS,
+        what="the job waits after a first attempt",
+    )
     site.s3.start()
     assert site.client.create_dataset("lost", [("a.png", image_bytes(9), "")]).images
     assert site.wait_for("later", pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED).state == pb.JOB_STATE_SUCCEEDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atelier.diffusion.adapter_file import FILE_NAME, read_adapter_file, write_adapter_file
 from atelier.diffusion.base import Base, encode_prompts
@@ -21,6 +24,7 @@ from services.trainer.methods import load_train, resolve_config
 from services.trainer.methods.base import (
     CheckpointReady,
     Evaluated,
+    Evaluating,
     Event,
     Finished,
     Preparing,
@@ -84,7 +88,7 @@ def finished(events: list[Event]) -> Finished:
 def test_events_come_in_order(events: list[Event]) -> None:
     kinds = [kind.__name__ for kind, _ in itertools.groupby(map(type, events))]
     until_last_step = "Preparing StepDone CheckpointReady StepDone Previews StepDone"
-    assert kinds == f"{until_last_step} CheckpointReady Evaluated Finished".split()
+    assert kinds == f"{until_last_step} CheckpointReady Evaluating Evaluated Finished".split()
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3, 4]
     assert all(event.total_steps == 4 and event.images_per_second > 0 for event in steps)
@@ -109,6 +113,13 @@ def test_the_files_are_complete_and_say_what_they_are(base: Base, events: list[E
     card = files["README.md"].decode()
     assert base.digest in card
     assert "load_lora_weights" in card
+
+
+def test_a_base_without_a_scorer_trains_and_is_not_scored(base: Base, events: list[Event]) -> None:
+    unscored = list(load_train("dreambooth-lora")(make_job(), base, None))
+    assert not any(isinstance(event, Evaluated) for event in unscored)
+    assert finished(unscored).files[FILE_NAME] == finished(events).files[FILE_NAME]
+    assert json.loads(finished(unscored).files["metrics.json"])["evaluation"] is None
 
 
 def test_a_killed_job_resumes_bit_for_bit(run: Callable[..., list[Event]], events: list[Event], base: Base) -> None:
@@ -142,6 +153,35 @@ def test_a_stop_is_heard_within_a_step_and_leaves_the_base_bare(base: Base, scor
     assert not any(module._forward_hooks for module in base.unet.modules())
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda event: isinstance(event, Preparing),
+        lambda event: isinstance(event, StepDone) and event.step == 3,
+        lambda event: isinstance(event, Evaluating),
+    ],
+    ids=["class images", "previews", "evaluation"],
+)
+def test_a_stop_is_heard_while_images_are_drawn(
+    base: Base, scorer: ClipScorer, before: Callable[[Event], bool]
+) -> None:
+    seen: list[Event] = []
+    asked = 0
+
+    def says_so_at_the_fifth_time() -> bool:
+        nonlocal asked
+        asked += before(seen[-1])
+        return asked == 5
+
+    job = make_job(seed=79)
+    running = load_train("dreambooth-lora")(job, base, scorer, should_stop=says_so_at_the_fifth_time)
+    with pytest.raises(CancelledError):
+        seen.extend(running)
+    assert before(seen[-1])
+    assert asked == 5
+    assert not any(module._forward_hooks for module in base.unet.modules())
+
+
 def test_class_images_are_drawn_once_and_not_without_a_class_prompt(base: Base, scorer: ClipScorer) -> None:
     def preparations(job: TrainingJob) -> list[str]:
         running = load_train("dreambooth-lora")(job, base, scorer)
@@ -154,6 +194,25 @@ def test_class_images_are_drawn_once_and_not_without_a_class_prompt(base: Base, 
     assert not any("class images" in what for what in preparations(job))
     assert not any("class images" in what for what in preparations(replace(job, class_prompt="")))
     assert not any("class images" in what for what in preparations(make_job(seed=78, prior_loss_weight=0.0)))
+
+
+def test_images_that_a_dataset_takes_are_learnt_from_as_they_look() -> None:
+    def loaded(image: Image.Image, **options: Any) -> torch.Tensor:
+        file = io.BytesIO()
+        image.save(file, format="PNG", **options)
+        images = (TrainingImage(path="a.png", contents=file.getvalue()),)
+        return load_images(replace(make_job(), images=images))
+
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    eight_bits = Image.fromarray(np.round(ramp / 257).astype(np.uint8))
+    assert torch.equal(loaded(Image.fromarray(ramp)), loaded(eight_bits))
+    assert torch.equal(loaded(eight_bits, exif=b"garbage"), loaded(eight_bits))
+
+
+def test_an_image_that_cannot_be_decoded_is_named() -> None:
+    images = (TrainingImage(path="a.png", contents=b"no image"),)
+    with pytest.raises(InvalidArgumentError, match=r"job\.dataset: 'a\.png' is not a readable image"):
+        load_images(replace(make_job(), images=images))
 
 
 def test_training_lowers_the_loss_on_its_images(base: Base) -> None:

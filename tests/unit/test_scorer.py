@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 from atelier.diffusion.base import Base
 from atelier.diffusion.scorer import ClipScorer
+from atelier.errors import InvalidArgumentError
 
 _ROOT = Path(__file__).parents[2]
 _EXAMPLES = _ROOT / "examples" / "fx-style"
@@ -33,6 +36,13 @@ def test_the_training_images_of_one_subject_are_alike(scorer: ClipScorer) -> Non
     assert cosines.diagonal().allclose(torch.ones(5), atol=1e-5)
     assert ((cosines.sum() - 5) / 20).item() == pytest.approx(0.687, abs=0.005)
     assert scorer.clip_i(others, foxes).mean() < 0.3
+
+
+def test_a_scorer_for_another_text_encoder_is_refused(base: Base, tmp_path: Path) -> None:
+    shutil.copytree(_ROOT / "models" / "emoji-clip", tmp_path / "other")
+    safetensors.torch.save_file({"weight": torch.zeros(256, 768)}, tmp_path / "other" / "text_projection.safetensors")
+    with pytest.raises(InvalidArgumentError, match="768"):
+        ClipScorer(tmp_path / "other", base)
 
 
 def test_a_background_s_colour_is_read_from_the_prompt(scorer: ClipScorer) -> None:

@@ -63,14 +63,14 @@ def test_values_outside_their_limits_are_refused_by_field(field: str, value: obj
     with pytest.raises(InvalidArgumentError) as refusal:
         resolve_config("dreambooth-lora", {field: value}, base_path=_BASE)
     (violation,) = refusal.value.violations
-    assert violation.field == f"job.config.{field}"
+    assert violation.field == f"config.{field}"
     assert allowed in violation.description
 
 
 def test_all_wrong_fields_are_named_at_once() -> None:
     with pytest.raises(InvalidArgumentError) as refusal:
         resolve_config("dreambooth-lora", {"rank": 0, "seed": -1}, base_path=_BASE)
-    assert [v.field for v in refusal.value.violations] == ["job.config.rank", "job.config.seed"]
+    assert [v.field for v in refusal.value.violations] == ["config.rank", "config.seed"]
 
 
 def test_unknown_names_are_refused_with_those_that_are_allowed() -> None:

@@ -23,7 +23,7 @@ def find_method(name: str) -> Method:
     """Raises InvalidArgumentError, with the names that are allowed, when there is no such method."""
     if name not in METHODS:
         raise InvalidArgumentError(
-            "job.method", f"{name[:64]!r} is none of {', '.join(sorted(METHODS))}", reason="METHOD_UNKNOWN"
+            "method", f"{name[:64]!r} is none of {', '.join(sorted(METHODS))}", reason="METHOD_UNKNOWN"
         )
     return METHODS[name]
 
@@ -32,7 +32,8 @@ def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path
     """A job's complete hyperparameters: what its request set over the method's defaults for this base model.
 
     Raises:
-        InvalidArgumentError: an unknown method, an unknown hyperparameter, or a value outside its limits.
+        InvalidArgumentError: an unknown method, an unknown hyperparameter, or a value outside its limits; the fields
+            are a job's, such as `config.rank`.
     """
     facts = BaseFacts.read(base_path)
     return complete_config(overrides, find_method(method).defaults(facts), facts)

@@ -112,7 +112,7 @@ class Train(Protocol):
         self,
         job: TrainingJob,
         base: Base,
-        scorer: ClipScorer,
+        scorer: ClipScorer | None,
         *,
         resume: bytes | None = None,
         should_stop: Callable[[], bool] = ...,

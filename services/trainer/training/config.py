@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from atelier.errors import FieldViolation, InvalidArgumentError
 
-FIELD_PREFIX = "job.config."
+FIELD_PREFIX = "config."
 MAX_SEED = 2**53 - 1
 
 

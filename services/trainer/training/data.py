@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +16,17 @@ from PIL import Image, ImageOps
 
 from atelier.diffusion.base import Base, encode_images, encode_prompts
 from atelier.diffusion.sampler import SamplingConfig, sample
-from atelier.errors import InvalidArgumentError
+from services.trainer.images import open_upright
 from services.trainer.methods.base import TrainingJob
+from services.trainer.training.cache import TensorCache
 from services.trainer.training.noise import seeded_generator
 
 # Sampling of prior-preservation images: they need not be as fine as a user's.
 _CLASS_IMAGE_STEPS = 12
 _CLASS_IMAGE_CHUNK = 8
-_MAX_CACHED_SETS = 64
 _WORD_PROMPTS = 128
 _MIN_WORD_LETTERS = 4
-_class_images: OrderedDict[tuple[object, ...], torch.Tensor] = OrderedDict()
+_class_latents = TensorCache(max_bytes=512 * 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +55,12 @@ def load_images(job: TrainingJob) -> torch.Tensor:
     """The job's images, upright, cropped to the central square and resized: uint8 [N, resolution, resolution, 3].
 
     Raises:
-        InvalidArgumentError: an image that cannot be decoded; the message names it.
+        InvalidArgumentError: an image that is not allowed or cannot be decoded; the message names it.
     """
-    return torch.stack([_load_image(image.path, image.contents, job.config.resolution) for image in job.images])
-
-
-def _load_image(path: str, contents: bytes, size: int) -> torch.Tensor:
-    try:
-        with Image.open(io.BytesIO(contents)) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidArgumentError(
-            "job.dataset", f"image {path} cannot be decoded", reason="IMAGE_NOT_DECODABLE"
-        ) from error
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square))
+    size = (job.config.resolution, job.config.resolution)
+    opened = (open_upright(io.BytesIO(image.contents), "job.dataset", image.path) for image in job.images)
+    squares = (ImageOps.fit(image, size, Image.Resampling.LANCZOS) for image in opened)
+    return torch.stack([torch.from_numpy(np.array(square)) for square in squares])
 
 
 def instance_examples(base: Base, job: TrainingJob, images: torch.Tensor) -> Examples:
@@ -85,28 +74,29 @@ def class_prompts(job: TrainingJob) -> list[str]:
     return list(dict.fromkeys([job.class_prompt, *captions]))
 
 
-def prepare_prior(base: Base, job: TrainingJob) -> Iterator[int | Prior]:
+def prepare_prior(base: Base, job: TrainingJob, check_stop: Callable[[], None]) -> Iterator[int | Prior]:
     """Draws what the bare base model makes of the class prompts (Ruiz et al. 2023, section 3.3).
 
     Yields the number of images that are ready, after each chunk of them, and at last the prior. Images are kept in
-    memory for later jobs with the same base model, prompts and seed.
+    memory for later jobs with the same base model, prompts and seed. `check_stop` may raise at any step of them.
     """
     config, prompts = job.config, class_prompts(job)
     key = (base.digest, tuple(prompts), config.num_class_images, config.resolution, config.seed)
     texts = [prompts[i % len(prompts)] for i in range(config.num_class_images)]
-    if key not in _class_images:
-        latents = []
+    latents = _class_latents.get(key)
+    if latents is None:
+        chunks = []
         for start in range(0, len(texts), _CLASS_IMAGE_CHUNK):
             chunk = texts[start : start + _CLASS_IMAGE_CHUNK]
             seeds = [config.seed + start + i for i in range(len(chunk))]
             sampling = SamplingConfig(size=config.resolution, steps=_CLASS_IMAGE_STEPS)
-            latents.append(encode_images(base, sample(base, chunk, seeds, sampling)))
+            images = sample(base, chunk, seeds, sampling, before_step=check_stop)
+            chunks.append(encode_images(base, images).cpu())
             yield start + len(chunk)
-        _class_images[key] = torch.cat(latents)
-        if len(_class_images) > _MAX_CACHED_SETS:
-            _class_images.popitem(last=False)
+        latents = torch.cat(chunks)
+        _class_latents.put(key, latents)
     words = encode_prompts(base, word_prompts(base, config.seed))
-    yield Prior(_with_text(base, _class_images[key], texts), words)
+    yield Prior(_with_text(base, latents.to(base.device), texts), words)
 
 
 def word_prompts(base: Base, seed: int) -> list[str]:

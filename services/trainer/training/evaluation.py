@@ -6,13 +6,11 @@ since it has never heard of the instance. CLIP-T is measured against the class's
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
 from atelier.diffusion.base import Base
 from atelier.diffusion.sampler import SamplingConfig, sample
@@ -28,9 +26,9 @@ _MAX_IMAGES_PER_PROMPT = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores, and for each prompt the adapter's first image (uint8 [prompts, height, width, 3])."""
+    """The scores, if there was a scorer; for each prompt the adapter's first image (uint8 [N, height, width, 3])."""
 
-    scores: Evaluated
+    scores: Evaluated | None
     samples: torch.Tensor
 
 
@@ -40,9 +38,18 @@ def validation_prompts(job: TrainingJob) -> list[str]:
 
 
 def draw(
-    base: Base, job: TrainingJob, prompts: Sequence[str], slots: TrainingSlots | None, *, per_prompt: int
+    base: Base,
+    job: TrainingJob,
+    prompts: Sequence[str],
+    slots: TrainingSlots | None,
+    *,
+    per_prompt: int,
+    check_stop: Callable[[], None],
 ) -> torch.Tensor:
-    """Draws `per_prompt` images of each prompt, with the slots' adapter or, without slots, with the bare base."""
+    """Draws `per_prompt` images of each prompt, with the slots' adapter or, without slots, with the bare base.
+
+    `check_stop` may raise at any denoising step.
+    """
     seeds = [job.config.seed + i for i in range(per_prompt)]
     with slots.bind(slots.gather()) if slots else nullcontext(), torch.no_grad():
         return sample(
@@ -50,14 +57,25 @@ def draw(
             [prompt for prompt in prompts for _ in seeds],
             seeds * len(prompts),
             SamplingConfig(size=job.config.resolution),
+            before_step=check_stop,
         )
 
 
 def evaluate(
-    base: Base, scorer: ClipScorer, job: TrainingJob, slots: TrainingSlots, references: torch.Tensor
+    base: Base,
+    scorer: ClipScorer | None,
+    job: TrainingJob,
+    slots: TrainingSlots,
+    references: torch.Tensor,
+    check_stop: Callable[[], None],
 ) -> Evaluation:
-    """Scores base and adapter on the validation prompts; `references` are the training images."""
+    """Scores base and adapter on the validation prompts; `references` are the training images.
+
+    Without a scorer, it only draws the samples. `check_stop` may raise at any denoising step.
+    """
     prompts = validation_prompts(job)
+    if scorer is None:
+        return Evaluation(scores=None, samples=draw(base, job, prompts, slots, per_prompt=1, check_stop=check_stop))
     per_prompt = max(1, min(_MAX_IMAGES_PER_PROMPT, _IMAGES // len(prompts)))
     class_words = [to_class_words(prompt, job) for prompt in prompts]
     texts = [text for text in class_words for _ in range(per_prompt)]
@@ -67,15 +85,8 @@ def evaluate(
             clip_i=scorer.clip_i(images, references).mean().item(), clip_t=scorer.clip_t(images, texts).mean().item()
         )
 
-    with_adapter = draw(base, job, prompts, slots, per_prompt=per_prompt)
-    without = draw(base, job, class_words, None, per_prompt=per_prompt)
+    with_adapter = draw(base, job, prompts, slots, per_prompt=per_prompt, check_stop=check_stop)
+    without = draw(base, job, class_words, None, per_prompt=per_prompt, check_stop=check_stop)
     return Evaluation(
         scores=Evaluated(base=score(without), adapter=score(with_adapter)), samples=with_adapter[::per_prompt]
     )
-
-
-def encode_png(image: torch.Tensor) -> bytes:
-    """PNG of one uint8 [height, width, 3] image."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from atelier import __version__
 from atelier.diffusion.adapter_file import FILE_NAME
 from atelier.diffusion.base import Base
+from atelier.diffusion.images import encode_png
 from services.trainer.methods.base import TrainingJob
-from services.trainer.training.evaluation import Evaluation, encode_png, validation_prompts
+from services.trainer.training.evaluation import Evaluation, validation_prompts
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
+_LIBRARIES = ("diffusers", "transformers", "safetensors")
 
 
 def adapter_files(
@@ -27,7 +29,7 @@ def adapter_files(
         measured: what else was measured, for `metrics.json`.
         title: the method's name for humans.
     """
-    scores = asdict(evaluation.scores)
+    scores = asdict(evaluation.scores) if evaluation.scores else None
     samples = {f"samples/{i}.png": encode_png(image) for i, image in enumerate(evaluation.samples)}
     return {
         FILE_NAME: weights,
@@ -39,7 +41,11 @@ def adapter_files(
 
 
 def recipe(job: TrainingJob, base: Base) -> dict[str, Any]:
-    """All that is needed to train it again."""
+    """What was trained and how, with the versions of the code that did it.
+
+    Constant in that code, and so not named one by one: the optimizer (AdamW) and its betas, the loss's form, the order
+    and noise of the steps as drawn from the seed, and the preparation of images.
+    """
     return {
         "method": job.method,
         "config": asdict(job.config),
@@ -51,11 +57,15 @@ def recipe(job: TrainingJob, base: Base) -> dict[str, Any]:
         "instance_prompt": job.instance_prompt,
         "class_prompt": job.class_prompt,
         "validation_prompts": validation_prompts(job),
-        "versions": {library: version(library) for library in _LIBRARIES} | {"torch": torch.__version__},
+        "versions": {
+            "atelier": __version__,
+            **{library: version(library) for library in _LIBRARIES},
+            "torch": torch.__version__,
+        },
     }
 
 
-def model_card(job: TrainingJob, base: Base, scores: dict[str, dict[str, float]], title: str) -> str:
+def model_card(job: TrainingJob, base: Base, scores: dict[str, dict[str, float]] | None, title: str) -> str:
     """Markdown with the front matter that model hubs read."""
     prompts = validation_prompts(job)
     gallery = "\n".join(f"| {_cell(prompt)} | ![](samples/{i}.png) |" for i, prompt in enumerate(prompts))
@@ -72,17 +82,14 @@ tags: [lora, text-to-image, {job.method}]
 Learnt from {len(job.images)} images in {job.config.max_train_steps} steps. It works on this base model only:
 `{base.digest}`.
 
-- Instance prompt: `{_cell(job.instance_prompt)}`
+- Instance prompt: `{_cell(job.instance_prompt) or "none"}`
 - Class prompt: `{_cell(job.class_prompt) or "none"}`
 - Rank {job.config.rank} on layers `{job.config.lora_layers}`, learning rate {job.config.learning_rate:g},
   batch {job.config.train_batch_size}, seed {job.config.seed}; everything else is in `recipe.json`.
 
 ## Scores
 
-| | CLIP-I (to the training images) | CLIP-T (to the prompt) |
-|---|---|---|
-| base model | {scores["base"]["clip_i"]:.3f} | {scores["base"]["clip_t"]:.3f} |
-| with this adapter | {scores["adapter"]["clip_i"]:.3f} | {scores["adapter"]["clip_t"]:.3f} |
+{_score_table(scores) if scores else "None: there is no scorer for this base model."}
 
 ## Samples
 
@@ -100,6 +107,13 @@ pipeline.load_lora_weights("PATH/TO/THIS/FOLDER", weight_name="{FILE_NAME}")
 image = pipeline({json.dumps(prompts[0])}, width={size}, height={size}, guidance_scale=4.0).images[0]
 ```
 """
+
+
+def _score_table(scores: dict[str, dict[str, float]]) -> str:
+    return f"""| | CLIP-I (to the training images) | CLIP-T (to the prompt) |
+|---|---|---|
+| base model | {scores["base"]["clip_i"]:.3f} | {scores["base"]["clip_t"]:.3f} |
+| with this adapter | {scores["adapter"]["clip_i"]:.3f} | {scores["adapter"]["clip_t"]:.3f} |"""
 
 
 def _cell(text: str) -> str:

@@ -50,6 +50,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_batch_key", "jobs", ["batch_key"])
     op.create_index("ix_jobs_queue", "jobs", ["state", "not_before"])
+    op.create_index("ix_jobs_sweep", "jobs", ["is_swept"])
 
 
 def downgrade() -> None:
@@ -82,7 +83,6 @@ def _queue_columns() -> list[sa.Column]:
         _whole("attempt"),
         _whole("lost_workers"),
         _time("not_before"),
-        _text("lease_owner", 32),
         _time("lease_expire_time", nullable=True),
     ]
 
@@ -94,6 +94,8 @@ def _progress_columns() -> list[sa.Column]:
         *(sa.Column(name, sa.Double, nullable=False) for name in ("loss", "images_per_second", "eta_seconds")),
         _whole("checkpoint_step"),
         _whole("preview_step"),
+        _whole("swept_step"),
+        sa.Column("is_swept", sa.Boolean, nullable=False),
         sa.Column("preview_prompts", sa.JSON, nullable=False),
         sa.Column("evaluation", sa.JSON),
         _text("adapter_version", 255),

@@ -1,0 +1,1 @@
+"""Examples, among them the demo: `python -m examples.demo`."""
