@@ -19,6 +19,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from atelier.diffusion.digest import model_digest
+from atelier.diffusion.schedulers import scheduler_names
 from atelier.errors import InvalidArgumentError
 
 _FAMILY = "StableDiffusionPipeline"
@@ -66,10 +67,12 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, name: str
     """Loads a diffusers folder; its name is the folder's unless given.
 
     Raises:
-        InvalidArgumentError: no such folder, an unsupported family, or weights that are not safetensors.
+        InvalidArgumentError: no such folder, an unsupported family or scheduler, or weights that are not safetensors.
     """
     assert device.type != "cpu" or dtype == torch.float32, "on a CPU the numbers are float32"
     _check_folder(path)
+    scheduler_config = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
+    scheduler_names(scheduler_config)  # raises when its own is not supported
 
     def load(model_class: Any, part: str, **options: Any) -> Any:
         model = model_class.from_pretrained(path / part, use_safetensors=True, local_files_only=True, **options)
@@ -83,7 +86,7 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, name: str
         vae=load(AutoencoderKL, "vae", dtype=dtype),
         text_encoder=load(CLIPTextModel, "text_encoder", dtype=dtype),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
-        scheduler_config=json.loads((path / "scheduler" / "scheduler_config.json").read_text()),
+        scheduler_config=scheduler_config,
         device=device,
         dtype=dtype,
     )

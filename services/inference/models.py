@@ -10,7 +10,6 @@ import structlog
 import torch
 
 from atelier.diffusion.base import default_dtype, load_base
-from atelier.diffusion.schedulers import scheduler_names
 from services.inference.engine import Engine, EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Track, make_tracks
 from services.inference.prompts import PromptEncoder
@@ -41,7 +40,6 @@ def load_model(name: str, path: Path, config: EngineConfig) -> Model:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_base(path, device=device, dtype=default_dtype(device), name=name)
-    scheduler_names(base.scheduler_config)  # raises when its own is not supported
     model = Model(engine=Engine(base, config), prompts=PromptEncoder(base))
     model.engine.start()
     _try_out(model)

@@ -74,9 +74,9 @@ def test_all_wrong_fields_are_named_at_once() -> None:
 
 
 def test_unknown_names_are_refused_with_those_that_are_allowed() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"job\.method: 'alchemy' is none of dreambooth-lora"):
+    with pytest.raises(InvalidArgumentError, match=r"method: 'alchemy' is none of dreambooth-lora"):
         resolve_config("alchemy", {}, base_path=_BASE)
-    with pytest.raises(InvalidArgumentError, match=r"job\.config\.epochs: is no hyperparameter; there are max_train"):
+    with pytest.raises(InvalidArgumentError, match=r"config\.epochs: is no hyperparameter; there are max_train"):
         resolve_config("dreambooth-lora", {"epochs": 3}, base_path=_BASE)
 
 
