@@ -217,7 +217,11 @@ class TrainingSlots(SlotBank):
         super().__init__(unet, layers)
         self.scale = scale
         device = next(iter(self.layers.values())).weight.device
-        self._jobs = [_initial_factors(self.shapes, rank, seed, device) for seed in seeds]
+        try:
+            self._jobs = [_initial_factors(self.shapes, rank, seed, device) for seed in seeds]
+        except BaseException:
+            self.close()  # out of memory, say: nobody gets this bank, so nobody else would take the hooks off
+            raise
 
     def parameters(self, job: int) -> dict[str, nn.Parameter]:
         """A job's parameters, as `LAYER.lora_A` [rank, in...] and `LAYER.lora_B` [out, rank]."""

@@ -1,0 +1,99 @@
+"""A base model unlike the embedded one: other widths, noise prediction, an ordinary noise schedule, PNDM."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from atelier.diffusion.adapter_file import FILE_NAME
+from atelier.diffusion.base import Base, load_base
+from atelier.errors import InvalidArgumentError
+from services.trainer.methods import load_train, resolve_config
+from services.trainer.methods.base import Evaluated, Finished, StepDone, TrainingImage, TrainingJob
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """Stable Diffusion 1.x in miniature, with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = CLIPTokenizer.from_pretrained(_ROOT / "models" / "emoji-sd" / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    pipeline: Any = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def job(base: Base, **config: object) -> TrainingJob:
+    images = [(path.name, path.read_bytes()) for path in sorted((_ROOT / "examples" / "fox").glob("*.png"))[:2]]
+    small = {"max_train_steps": 3, "train_batch_size": 2, "rank": 2, "num_class_images": 2, "validation_steps": 0}
+    return TrainingJob(
+        method="dreambooth-lora",
+        config=resolve_config("dreambooth-lora", small | config, base_path=base.path),
+        images=tuple(TrainingImage(path=path, contents=contents) for path, contents in images),
+        dataset_digest="sha256:" + "0" * 64,
+        instance_prompt="a photo of a sks fox",
+        class_prompt="a photo of a fox face",
+    )
+
+
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_it_trains_and_its_adapter_loads_in_plain_diffusers(other_base: Base, layers: str, tmp_path: Path) -> None:
+    events = list(load_train("dreambooth-lora")(job(other_base, lora_layers=layers), other_base, None))
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
+    assert not any(isinstance(event, Evaluated) for event in events)
+    assert isinstance(events[-1], Finished)
+    (tmp_path / FILE_NAME).write_bytes(events[-1].files[FILE_NAME])
+    pipeline = StableDiffusionPipeline.from_pretrained(other_base.path, dtype=torch.float32)
+    pipeline.load_lora_weights(tmp_path)
+    assert len(pipeline.get_active_adapters()) == 1
+
+
+def test_a_base_with_an_unknown_scheduler_is_refused(other_base: Base, tmp_path: Path) -> None:
+    shutil.copytree(other_base.path, tmp_path / "odd")
+    config = tmp_path / "odd" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("PNDMScheduler", "HeunDiscreteScheduler"))
+    with pytest.raises(InvalidArgumentError, match="HeunDiscreteScheduler"):
+        load_base(tmp_path / "odd", device=torch.device("cpu"), dtype=torch.float32)
