@@ -1,15 +1,8 @@
-"""Alembic's entry point: runs the migrations on the connection that `Database.migrate` opened."""
+"""Alembic's entry point."""
 
 from __future__ import annotations
 
-from alembic import context
-
+from atelier.storage.database import run_migrations
 from services.trainer.tables import Table
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
-    render_as_batch=True,  # SQLite alters tables by copying them
-)
-with context.begin_transaction():
-    context.run_migrations()
+run_migrations(Table.metadata)
