@@ -55,15 +55,12 @@ class Stack:
         self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key_path = self._data / "secrets" / "signing.key"
         create_key_file(self._key_path)
-        self.authority = TokenAuthority.from_file(self._key_path)
-        self.token = self.authority.issue(
-            tenant=LOCAL_TENANT, subject="local-user", lifetime_seconds=TOKEN_DAYS * 86400.0
-        )
+        authority = TokenAuthority.from_file(self._key_path)
+        self.token = authority.issue(tenant=LOCAL_TENANT, subject="local-user", lifetime_seconds=TOKEN_DAYS * 86400.0)
         ports = self._ports()
         self._ports_by_service = dict(zip(SERVICES, ports[:3], strict=True))
         self._metrics_ports = dict(zip(SERVICES, ports[3:], strict=True))
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in self._ports_by_service.items()}
-        self.metrics_addresses = {name: f"127.0.0.1:{port}" for name, port in self._metrics_ports.items()}
         self.seaweedfs = SeaweedFS(self._data / "s3")
         self.ray = RayCluster(self._data / "ray")
         self.processes = {name: self._service(name) for name in SERVICES}
