@@ -42,19 +42,21 @@ class Dataset(_message.Message):
     def __init__(self, name: _Optional[str] = ..., images: _Optional[_Iterable[_Union[DatasetImage, _Mapping]]] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class DatasetImage(_message.Message):
-    __slots__ = ("file", "caption", "width", "height")
+    __slots__ = ("file", "caption", "width", "height", "mask")
     FILE_FIELD_NUMBER: _ClassVar[int]
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     file: _common_pb2.File
     caption: str
     width: int
     height: int
-    def __init__(self, file: _Optional[_Union[_common_pb2.File, _Mapping]] = ..., caption: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    mask: _common_pb2.File
+    def __init__(self, file: _Optional[_Union[_common_pb2.File, _Mapping]] = ..., caption: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., mask: _Optional[_Union[_common_pb2.File, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "method", "dataset", "adapter", "base_model", "instance_prompt", "class_prompt", "validation_prompts", "config", "state", "progress", "error", "adapter_version", "evaluation", "batch", "attempt", "create_time", "start_time", "end_time")
+    __slots__ = ("name", "method", "dataset", "adapter", "base_model", "instance_prompt", "class_prompt", "validation_prompts", "config", "state", "progress", "error", "adapter_version", "evaluation", "batch", "attempt", "create_time", "start_time", "end_time", "recipe", "placeholder_token", "concepts", "warnings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +76,10 @@ class Job(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CONCEPTS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     method: str
     dataset: str
@@ -93,7 +99,25 @@ class Job(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     start_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., method: _Optional[str] = ..., dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base_model: _Optional[_Union[_common_pb2.BaseModel, _Mapping]] = ..., instance_prompt: _Optional[str] = ..., class_prompt: _Optional[str] = ..., validation_prompts: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., adapter_version: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., batch: _Optional[str] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    recipe: str
+    placeholder_token: str
+    concepts: _containers.RepeatedCompositeFieldContainer[Concept]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., method: _Optional[str] = ..., dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base_model: _Optional[_Union[_common_pb2.BaseModel, _Mapping]] = ..., instance_prompt: _Optional[str] = ..., class_prompt: _Optional[str] = ..., validation_prompts: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., adapter_version: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., batch: _Optional[str] = ..., attempt: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recipe: _Optional[str] = ..., placeholder_token: _Optional[str] = ..., concepts: _Optional[_Iterable[_Union[Concept, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Concept(_message.Message):
+    __slots__ = ("dataset", "instance_prompt", "class_prompt", "placeholder_token", "repeats")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CLASS_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REPEATS_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    instance_prompt: str
+    class_prompt: str
+    placeholder_token: str
+    repeats: int
+    def __init__(self, dataset: _Optional[str] = ..., instance_prompt: _Optional[str] = ..., class_prompt: _Optional[str] = ..., placeholder_token: _Optional[str] = ..., repeats: _Optional[int] = ...) -> None: ...
 
 class JobProgress(_message.Message):
     __slots__ = ("stage", "step", "total_steps", "loss", "images_per_second", "eta_seconds")
@@ -120,15 +144,23 @@ class Evaluation(_message.Message):
     def __init__(self, base: _Optional[_Union[Scores, _Mapping]] = ..., adapter: _Optional[_Union[Scores, _Mapping]] = ...) -> None: ...
 
 class Scores(_message.Message):
-    __slots__ = ("clip_i", "clip_t")
+    __slots__ = ("clip_i", "clip_t", "dino", "pres", "div", "nearest")
     CLIP_I_FIELD_NUMBER: _ClassVar[int]
     CLIP_T_FIELD_NUMBER: _ClassVar[int]
+    DINO_FIELD_NUMBER: _ClassVar[int]
+    PRES_FIELD_NUMBER: _ClassVar[int]
+    DIV_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
     clip_i: float
     clip_t: float
-    def __init__(self, clip_i: _Optional[float] = ..., clip_t: _Optional[float] = ...) -> None: ...
+    dino: float
+    pres: float
+    div: float
+    nearest: float
+    def __init__(self, clip_i: _Optional[float] = ..., clip_t: _Optional[float] = ..., dino: _Optional[float] = ..., pres: _Optional[float] = ..., div: _Optional[float] = ..., nearest: _Optional[float] = ...) -> None: ...
 
 class TrainingConfig(_message.Message):
-    __slots__ = ("max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "lr_warmup_steps", "rank", "lora_alpha", "lora_layers", "prior_loss_weight", "num_class_images", "resolution", "seed", "snr_gamma", "max_grad_norm", "adam_weight_decay", "checkpointing_steps", "validation_steps")
+    __slots__ = ("max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "lr_warmup_steps", "rank", "lora_alpha", "lora_layers", "prior_loss_weight", "num_class_images", "resolution", "seed", "snr_gamma", "max_grad_norm", "adam_weight_decay", "checkpointing_steps", "validation_steps", "optimizer", "adam_beta1", "adam_beta2", "precision", "gradient_accumulation_steps", "gradient_checkpointing", "noise_offset", "caption_dropout", "random_flip", "random_crop", "aspect_ratio_buckets", "unmasked_weight", "use_rslora", "use_dora", "lora_dropout", "train_text_encoder", "text_encoder_learning_rate", "num_vectors", "initializer_word", "embedding_learning_rate", "pivot_fraction", "ema_decay", "publish_weights", "early_stopping", "repeats")
     MAX_TRAIN_STEPS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +178,31 @@ class TrainingConfig(_message.Message):
     ADAM_WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTING_STEPS_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    ADAM_BETA1_FIELD_NUMBER: _ClassVar[int]
+    ADAM_BETA2_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
+    NOISE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CAPTION_DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    RANDOM_FLIP_FIELD_NUMBER: _ClassVar[int]
+    RANDOM_CROP_FIELD_NUMBER: _ClassVar[int]
+    ASPECT_RATIO_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    UNMASKED_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    USE_RSLORA_FIELD_NUMBER: _ClassVar[int]
+    USE_DORA_FIELD_NUMBER: _ClassVar[int]
+    LORA_DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_TEXT_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ENCODER_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    INITIALIZER_WORD_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    PIVOT_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    EMA_DECAY_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
+    REPEATS_FIELD_NUMBER: _ClassVar[int]
     max_train_steps: int
     train_batch_size: int
     learning_rate: float
@@ -163,7 +220,32 @@ class TrainingConfig(_message.Message):
     adam_weight_decay: float
     checkpointing_steps: int
     validation_steps: int
-    def __init__(self, max_train_steps: _Optional[int] = ..., train_batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., lr_scheduler: _Optional[str] = ..., lr_warmup_steps: _Optional[int] = ..., rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_layers: _Optional[str] = ..., prior_loss_weight: _Optional[float] = ..., num_class_images: _Optional[int] = ..., resolution: _Optional[int] = ..., seed: _Optional[int] = ..., snr_gamma: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., adam_weight_decay: _Optional[float] = ..., checkpointing_steps: _Optional[int] = ..., validation_steps: _Optional[int] = ...) -> None: ...
+    optimizer: str
+    adam_beta1: float
+    adam_beta2: float
+    precision: str
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    noise_offset: float
+    caption_dropout: float
+    random_flip: bool
+    random_crop: bool
+    aspect_ratio_buckets: bool
+    unmasked_weight: float
+    use_rslora: bool
+    use_dora: bool
+    lora_dropout: float
+    train_text_encoder: bool
+    text_encoder_learning_rate: float
+    num_vectors: int
+    initializer_word: str
+    embedding_learning_rate: float
+    pivot_fraction: float
+    ema_decay: float
+    publish_weights: str
+    early_stopping: bool
+    repeats: int
+    def __init__(self, max_train_steps: _Optional[int] = ..., train_batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., lr_scheduler: _Optional[str] = ..., lr_warmup_steps: _Optional[int] = ..., rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_layers: _Optional[str] = ..., prior_loss_weight: _Optional[float] = ..., num_class_images: _Optional[int] = ..., resolution: _Optional[int] = ..., seed: _Optional[int] = ..., snr_gamma: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., adam_weight_decay: _Optional[float] = ..., checkpointing_steps: _Optional[int] = ..., validation_steps: _Optional[int] = ..., optimizer: _Optional[str] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., precision: _Optional[str] = ..., gradient_accumulation_steps: _Optional[int] = ..., gradient_checkpointing: _Optional[bool] = ..., noise_offset: _Optional[float] = ..., caption_dropout: _Optional[float] = ..., random_flip: _Optional[bool] = ..., random_crop: _Optional[bool] = ..., aspect_ratio_buckets: _Optional[bool] = ..., unmasked_weight: _Optional[float] = ..., use_rslora: _Optional[bool] = ..., use_dora: _Optional[bool] = ..., lora_dropout: _Optional[float] = ..., train_text_encoder: _Optional[bool] = ..., text_encoder_learning_rate: _Optional[float] = ..., num_vectors: _Optional[int] = ..., initializer_word: _Optional[str] = ..., embedding_learning_rate: _Optional[float] = ..., pivot_fraction: _Optional[float] = ..., ema_decay: _Optional[float] = ..., publish_weights: _Optional[str] = ..., early_stopping: _Optional[bool] = ..., repeats: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("name", "jobs", "job_counts", "create_time")
