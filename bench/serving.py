@@ -70,7 +70,7 @@ class Contest:
     def pack(self, index: int) -> PackedFactors:
         """An adapter's file, read and checked."""
         bank = self.model.engine.bank
-        return bank.pack(read_adapter_file(self.files[index], bank.shapes, max_rank=RANK))
+        return bank.pack(read_adapter_file(self.files[index], {"unet": bank.shapes}, max_rank=RANK)["unet"])
 
     def close(self) -> None:
         """Stops the engine."""
@@ -109,7 +109,7 @@ class Contest:
             factors[name] = LowRank(a=a, b=torch.randn(out, RANK, generator=generator) * 0.02)
         path = Path(self._folder.name) / str(seed) / FILE_NAME
         path.parent.mkdir()
-        path.write_bytes(write_adapter_file(factors))
+        path.write_bytes(write_adapter_file({"unet": factors}))
         return path
 
 

@@ -7,6 +7,8 @@
       - dataset: fox
         adapter: fox
         instance_prompt: a photo of a sks fox
+        concepts:                 # further subjects in the same adapter
+          - {dataset: cat, instance_prompt: a photo of a zwx cat, repeats: 2}
 
 A job has the fields below; `method`, `dataset` and `adapter` must come from it or from the defaults. Only names and
 types are checked here.
@@ -19,15 +21,16 @@ from typing import Any
 
 import yaml
 
-from atelier.cli.values import set_hyperparameter
+from atelier.cli.values import set_concept_field, set_hyperparameter
 from atelier.client.trainer import dataset_name
 from atelier.errors import InvalidArgumentError
+from atelier.nearest import did_you_mean
 from atelier.pb.common.v1.common_pb2 import BaseModel
-from atelier.pb.trainer.v1.trainer_pb2 import Job, TrainingConfig
+from atelier.pb.trainer.v1.trainer_pb2 import Concept, Job, TrainingConfig
 
 REQUIRED_FIELDS = ("method", "dataset", "adapter")
-TEXT_FIELDS = (*REQUIRED_FIELDS, "base", "instance_prompt", "class_prompt")
-JOB_FIELDS = (*TEXT_FIELDS, "validation_prompts", "config")
+TEXT_FIELDS = (*REQUIRED_FIELDS, "base", "instance_prompt", "class_prompt", "recipe", "placeholder_token")
+JOB_FIELDS = (*TEXT_FIELDS, "validation_prompts", "concepts", "config")
 
 
 def read_batch_file(path: Path) -> list[Job]:
@@ -53,12 +56,13 @@ def _mapping(value: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]
         raise InvalidArgumentError(where, f"must be a mapping with the keys {', '.join(allowed)}")
     for key in value:
         if key not in allowed:
-            raise InvalidArgumentError(f"{where}.{key}", f"is unknown; there are {', '.join(allowed)}")
+            near = did_you_mean(key, allowed)
+            raise InvalidArgumentError(f"{where}.{key}", f"is unknown; {near}there are {', '.join(allowed)}")
     return value
 
 
 def _fields(value: Any, where: str) -> dict[str, Any]:
-    """A job's fields, each of its type; `config` as a TrainingConfig."""
+    """A job's fields, each of its type; `concepts` and `config` as messages."""
     fields = dict(_mapping(value, where, JOB_FIELDS))
     for name in TEXT_FIELDS:
         if not isinstance(fields.get(name, ""), str):
@@ -66,6 +70,11 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
     prompts = fields.get("validation_prompts", [])
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidArgumentError(f"{where}.validation_prompts", "must be a list of texts")
+    concepts = fields.get("concepts") or []
+    if not isinstance(concepts, list):
+        raise InvalidArgumentError(f"{where}.concepts", "must be a list of mappings")
+    if concepts:
+        fields["concepts"] = [_concept(each, f"{where}.concepts[{i}]") for i, each in enumerate(concepts)]
     fields["config"] = _config(fields.get("config") or {}, f"{where}.config")
     return fields
 
@@ -80,6 +89,18 @@ def _config(value: Any, where: str) -> TrainingConfig:
         except ValueError as error:
             raise InvalidArgumentError(f"{where}.{name}", str(error)) from error
     return config
+
+
+def _concept(value: Any, where: str) -> Concept:
+    if not isinstance(value, dict) or not value.get("dataset"):
+        raise InvalidArgumentError(where, "must be a mapping with a dataset")
+    concept = Concept()
+    for name, setting in value.items():
+        try:
+            set_concept_field(concept, str(name), setting)
+        except ValueError as error:
+            raise InvalidArgumentError(f"{where}.{name}", str(error)) from error
+    return concept
 
 
 def _job(defaults: dict[str, Any], own: dict[str, Any], where: str) -> Job:
@@ -99,4 +120,7 @@ def _job(defaults: dict[str, Any], own: dict[str, Any], where: str) -> Job:
         class_prompt=fields.get("class_prompt", ""),
         validation_prompts=fields.get("validation_prompts", []),
         config=config,
+        recipe=fields.get("recipe", ""),
+        placeholder_token=fields.get("placeholder_token", ""),
+        concepts=fields.get("concepts", []),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from atelier.cli.image_folder import read_image_folder
+from atelier.cli.image_folder import CAPTION_COLUMN, read_image_folder
 from atelier.cli.output import as_document, last_part, local_time, print_document, print_table, progress_bar
 from atelier.cli.session import Session, json_option
 from atelier.client import TrainerClient
@@ -21,11 +21,16 @@ def dataset() -> None:
 @dataset.command()
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True, help="The dataset's name: letters a-z, digits and hyphens.")
+@click.option("--caption-column", default=CAPTION_COLUMN, show_default=True, help="Of metadata.jsonl.")
 @json_option
 @click.pass_obj
-def create(session: Session, folder: Path, name: str) -> None:
-    """Upload the images of DIR, with captions from its metadata.jsonl (file_name, text) if there is one."""
-    created = upload_dataset(session.trainer, folder, name)
+def create(session: Session, folder: Path, name: str, caption_column: str) -> None:
+    """Upload the images of DIR.
+
+    Captions come from its metadata.jsonl (file_name, text) or from NAME.txt beside NAME.png; masks, white where an
+    image counts, are the files that metadata.jsonl names (mask_file_name).
+    """
+    created = upload_dataset(session.trainer, folder, name, caption_column=caption_column)
     if session.as_json:
         print_document(created)
     else:
@@ -58,15 +63,19 @@ def show(session: Session, name: str) -> None:
         _print(found)
 
 
-def upload_dataset(trainer: TrainerClient, folder: Path, name: str) -> pb.Dataset:
+def upload_dataset(
+    trainer: TrainerClient, folder: Path, name: str, *, caption_column: str = CAPTION_COLUMN
+) -> pb.Dataset:
     """Creates a dataset of a folder's images, with a progress bar."""
-    images = read_image_folder(folder)
-    total = sum(len(content) for _, content, _ in images)
+    found = read_image_folder(folder, caption_column=caption_column)
+    detail = f"{len(found.images)} images, {found.size_bytes / 1e6:.1f} MB"
     with progress_bar() as progress:
-        task = progress.add_task("uploading", total=total, detail=f"{len(images)} images, {total / 1e6:.1f} MB")
-        return trainer.create_dataset(name, images, on_sent=lambda size: progress.advance(task, size))
+        task = progress.add_task("uploading", total=found.size_bytes, detail=detail)
+        return trainer.create_dataset(
+            name, found.images, masks=found.masks, on_sent=lambda size: progress.advance(task, size)
+        )
 
 
 def _print(found: pb.Dataset) -> None:
-    rows = [(each.file.path, f"{each.width} x {each.height}", each.caption) for each in found.images]
-    print_table(f"Dataset {last_part(found.name)}  {found.digest}", ("image", "pixels", "caption"), rows)
+    rows = [(each.file.path, f"{each.width} x {each.height}", each.mask.path, each.caption) for each in found.images]
+    print_table(f"Dataset {last_part(found.name)}  {found.digest}", ("image", "pixels", "mask", "caption"), rows)

@@ -10,7 +10,7 @@ from atelier.cli.batch_file import read_batch_file
 from atelier.cli.jobs import previews_option, print_job, print_jobs, watch_to_end
 from atelier.cli.output import as_document, describe, last_part, print_document
 from atelier.cli.session import Session, json_option
-from atelier.cli.values import SettingType, set_hyperparameter
+from atelier.cli.values import ConceptType, SettingType, set_hyperparameter
 from atelier.cli.watch import goes_on, state_name, watch_batch
 from atelier.client.trainer import dataset_name
 from atelier.pb.common.v1.common_pb2 import BaseModel
@@ -29,6 +29,18 @@ _watch_option = click.option("--watch", is_flag=True, help="Follow to the end; e
 @click.option("--instance-prompt", default="", help="Prompt of images without a caption: 'a photo of a sks fox'.")
 @click.option("--class-prompt", default="", help="The class alone, for prior preservation: 'a photo of a fox face'.")
 @click.option("--validation-prompt", "validation_prompts", multiple=True, help="Prompt to score on; repeatable.")
+@click.option(
+    "--recipe", default="", help="Name of published settings; --set overrides them.  [default: the service's own]"
+)
+@click.option("--placeholder-token", default="", help="Word of the prompts that stands for learned embeddings: 'TOK'.")
+@click.option(
+    "--concept",
+    "concepts",
+    multiple=True,
+    type=ConceptType(),
+    help="A further subject in the same adapter; repeatable. Keys: dataset, instance_prompt, class_prompt, "
+    "placeholder_token, repeats. A value holds no semicolon.",
+)
 @click.option("--set", "settings", multiple=True, type=SettingType(), help="A hyperparameter; repeatable.")
 @_watch_option
 @_validate_option
@@ -44,6 +56,9 @@ def train(
     instance_prompt: str,
     class_prompt: str,
     validation_prompts: tuple[str, ...],
+    recipe: str,
+    placeholder_token: str,
+    concepts: tuple[pb.Concept, ...],
     settings: tuple[tuple[str, str], ...],
     watch: bool,
     validate_only: bool,
@@ -62,6 +77,9 @@ def train(
         class_prompt=class_prompt,
         validation_prompts=validation_prompts,
         config=config,
+        recipe=recipe,
+        placeholder_token=placeholder_token,
+        concepts=concepts,
     )
     trainer = session.trainer
     job = trainer.create_job(wanted, validate_only=validate_only)

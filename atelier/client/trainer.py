@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from atelier.client.connection import OWN_TENANT, Connection, paged
 from atelier.pb.common.v1.common_pb2 import File
@@ -24,6 +24,10 @@ def job_name(job: str) -> str:
     return f"{OWN_TENANT}/jobs/{job}"
 
 
+def _file(path: str, content: bytes) -> File:
+    return File(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 class TrainerClient:
     """Datasets, jobs and batches of the caller's tenant, named by their ids."""
 
@@ -35,17 +39,29 @@ class TrainerClient:
         dataset: str,
         images: Sequence[tuple[str, bytes, str]],
         *,
+        masks: Mapping[str, tuple[str, bytes]] | None = None,
         on_sent: Callable[[int], None] = lambda size_bytes: None,
     ) -> pb.Dataset:
-        """Creates a dataset of (file name, bytes, caption); `on_sent(size_bytes)` hears of each piece sent."""
+        """Creates a dataset of (file name, bytes, caption).
+
+        Args:
+            masks: (file name, bytes) by the file name of the image that they belong to.
+            on_sent: hears of the size in bytes of each piece sent.
+        """
         spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=str(uuid.uuid4()))
+        contents = []
         for file_name, content, caption in images:
-            file = File(path=file_name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-            spec.dataset.images.append(pb.DatasetImage(file=file, caption=caption))
+            mask_name, mask = (masks or {}).get(file_name, ("", None))
+            image = pb.DatasetImage(file=_file(file_name, content), caption=caption)
+            contents.append(content)
+            if mask is not None:
+                image.mask.CopyFrom(_file(mask_name, mask))
+                contents.append(mask)
+            spec.dataset.images.append(image)
 
         def messages() -> Iterator[pb.CreateDatasetRequest]:
             yield pb.CreateDatasetRequest(spec=spec)
-            for piece in pieces_of([content for _, content, _ in images]):
+            for piece in pieces_of(contents):
                 yield pb.CreateDatasetRequest(data=piece)
                 on_sent(len(piece))
 

@@ -1,61 +1,226 @@
-"""Base models: loading a diffusers folder, and its text encoder and VAE as functions.
+"""Base models: what every family of them offers, and loading one from a diffusers folder.
 
-Supported is the Stable Diffusion family: `StableDiffusionPipeline` folders with a `UNet2DConditionModel`, one
-`CLIPTextModel` and an `AutoencoderKL`, weights in safetensors. A loaded base is frozen; nothing here changes it.
+A loaded base is frozen and shared; nothing here changes it. What is personal acts on it from outside, through hooks
+that are bound for the length of a call: low-rank updates (`slots`) and learned words (`words`).
 Images are uint8 tensors [N, height, width, 3] throughout.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+from transformers import CLIPTokenizer
 
 from atelier.diffusion.digest import model_digest
-from atelier.diffusion.schedulers import scheduler_names
 from atelier.errors import InvalidArgumentError
 
-_FAMILY = "StableDiffusionPipeline"
-_CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "vae": "AutoencoderKL",
+# Pipelines by the class name in model_index.json, and where their family is.
+_FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl.StableDiffusionXL",
+    "StableCascadeCombinedPipeline": "stable_cascade.StableCascade",
 }
-# Rows that go through the VAE or the text encoder at once: bounds memory, changes no result.
-_CHUNK = 16
+# Rows that go through a VAE or a text encoder at once: bounds memory, changes no result.
+CHUNK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """A base model, ready for use on one device."""
+class TextTower:
+    """One text encoder of a base model, with its tokenizer."""
+
+    component: str
+    """Its name in the pipeline, such as `text_encoder_2`: the prefix of its keys in adapter files."""
+    embeds_key: str
+    """The key of its vectors in `learned_embeds.safetensors`: `clip_l` or `clip_g`."""
+    tokenizer: CLIPTokenizer
+    model: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What a denoiser is told about N rows."""
+
+    text: torch.Tensor
+    """[N, tokens, width], for cross-attention."""
+    pooled: torch.Tensor | None = None
+    """[N, width], of the families that have it."""
+    sizes: torch.Tensor | None = None
+    """[N, 6], SDXL's original height and width, crop top and left, target height and width; None: not cropped."""
+
+    def rows(self, indices: Any) -> Conditioning:
+        """Some rows, in the order of `indices`: a slice, a list or a tensor."""
+        return self._map(lambda tensor: tensor[indices])
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def with_sizes(self, sizes: torch.Tensor) -> Conditioning:
+        """The same with these size conditions [N, 6]."""
+        return replace(self, sizes=sizes)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
+        def each(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return Conditioning(text=change(self.text), pooled=each(self.pooled), sizes=each(self.sizes))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of all parts, which have the same fields, one after the other."""
+
+        def each(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            assert len(present) in (0, len(tensors)), "all parts have a field, or none has"
+            return torch.cat(present) if present else None
+
+        return Conditioning(
+            text=torch.cat([part.text for part in parts]),
+            pooled=each([part.pooled for part in parts]),
+            sizes=each([part.sizes for part in parts]),
+        )
+
+
+class Words(Protocol):
+    """Words that a base's tokenizers do not know: see `words.LearnedWords`."""
+
+    def expand(self, prompt: str) -> str:
+        """The prompt with the words' own tokens in their place."""
+        ...
+
+    def tokenizer(self, tower: TextTower) -> CLIPTokenizer:
+        """The tower's tokenizer, with the tokens added."""
+        ...
+
+    def spliced(self) -> AbstractContextManager[None]:
+        """Puts the words' vectors where their tokens are, for every forward of the towers inside."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base(ABC):
+    """A base model on one device: text in, latents to images and back, and one prediction of its denoiser."""
+
+    family: ClassVar[str]
+    denoiser_name: ClassVar[str] = "unet"
+    """Prefix of the denoiser's keys in adapter files."""
 
     name: str
     digest: str
     path: Path
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    denoiser: Any
+    towers: tuple[TextTower, ...]
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
 
-    @property
-    def size_factor(self) -> int:
-        """Widths and heights are multiples of this; one latent covers so many pixels a side."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path, *, device: torch.device, dtype: torch.dtype, name: str) -> Self:
+        """Loads a folder whose pipeline is of this family."""
 
     @property
+    @abstractmethod
+    def size_factor(self) -> int:
+        """Widths and heights in pixels are multiples of this."""
+
+    @property
+    @abstractmethod
     def default_size(self) -> int:
         """The side of the images that the model was trained on, in pixels."""
-        return self.unet.config["sample_size"] * self.size_factor
+
+    @abstractmethod
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of so many pixels."""
+
+    @abstractmethod
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents [N, channels, height, width] as the denoiser wants them; without a random draw, so cacheable."""
+
+    @abstractmethod
+    def decode_latents(self, latents: torch.Tensor, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
+        """Images on the CPU. Families with a decoder that draws use the prompt's conditioning and the seeds."""
+
+    @abstractmethod
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The denoiser's output for rows of noisy latents at their timesteps [N]; gradients flow."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+        scheduler: str,
+        seeds: Sequence[int],
+        before_step: Callable[[], None],
+    ) -> torch.Tensor:
+        """Latents of images out of noise, with classifier-free guidance where the scale is above 1."""
+
+    @abstractmethod
+    def _encode_tokens(self, ids: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> Conditioning:
+        """Conditioning of token ids [N, window] by tower component."""
+
+    def encode_prompts(self, prompts: Sequence[str], words: Words | None = None) -> Conditioning:
+        """Conditioning of prompts, one row each. Text past the encoder's window has no effect. Gradients flow."""
+        ids, masks = {}, {}
+        expanded = [words.expand(prompt) for prompt in prompts] if words else list(prompts)
+        for tower in self.towers:
+            tokenizer = words.tokenizer(tower) if words else tower.tokenizer
+            tokens = tokenizer(
+                expanded,
+                padding="max_length",
+                max_length=tower.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            ids[tower.component] = tokens.input_ids.to(self.device)
+            masks[tower.component] = tokens.attention_mask.to(self.device)
+        with words.spliced() if words else nullcontext():
+            return Conditioning.cat(
+                [self._encode_tokens(_rows(ids, i), _rows(masks, i)) for i in range(0, len(prompts), CHUNK)]
+            )
+
+    def encode_negative(self, prompt: str, words: Words | None = None) -> Conditioning:
+        """Conditioning, one row, of what guidance leads away from; empty means nothing in particular."""
+        return self.encode_prompts([prompt], words)
+
+    def part_of(self, component: str) -> str:
+        """A component's name among the parts of the pipeline."""
+        return component
+
+    def load_pipeline(self, path: Path | None = None) -> Any:
+        """A fresh pipeline of plain diffusers: of this base, or of a changed copy of its folder at `path`."""
+        pipeline = DiffusionPipeline.from_pretrained(
+            path or self.path, dtype=self.dtype, local_files_only=True, use_safetensors=True, **self._pipeline_options
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self.device)
+
+    @property
+    def _pipeline_options(self) -> dict[str, Any]:
+        return {}
+
+    def components(self) -> dict[str, nn.Module]:
+        """The models that adapters may act on, by the prefix of their keys."""
+        return {self.denoiser_name: self.denoiser, **{tower.component: tower.model for tower in self.towers}}
+
+
+def _rows(tensors: Mapping[str, torch.Tensor], start: int) -> dict[str, torch.Tensor]:
+    return {name: tensor[start : start + CHUNK] for name, tensor in tensors.items()}
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -69,77 +234,41 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, name: str
     Raises:
         InvalidArgumentError: no such folder, an unsupported family or scheduler, or weights that are not safetensors.
     """
-    assert device.type != "cpu" or dtype == torch.float32, "on a CPU the numbers are float32"
-    _check_folder(path)
-    scheduler_config = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
-    scheduler_names(scheduler_config)  # raises when its own is not supported
-
-    def load(model_class: Any, part: str, **options: Any) -> Any:
-        model = model_class.from_pretrained(path / part, use_safetensors=True, local_files_only=True, **options)
-        return model.to(device).eval().requires_grad_(False)
-
-    return Base(
-        name=name or path.name,
-        digest=model_digest(path),
-        path=path,
-        unet=load(UNet2DConditionModel, "unet", dtype=dtype),
-        vae=load(AutoencoderKL, "vae", dtype=dtype),
-        text_encoder=load(CLIPTextModel, "text_encoder", dtype=dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
-        scheduler_config=scheduler_config,
-        device=device,
-        dtype=dtype,
-    )
+    module, _, class_name = _family_of(path).partition(".")
+    family: type[Base] = getattr(importlib.import_module(f"atelier.diffusion.families.{module}"), class_name)
+    return family.load(path, device=device, dtype=dtype, name=name or path.name)
 
 
-def _check_folder(path: Path) -> None:
+def _family_of(path: Path) -> str:
     index_file = path / "model_index.json"
     if not index_file.is_file():
-        _refuse(f"{path} is not a diffusers model folder: it has no model_index.json", "BASE_MODEL_NOT_FOUND")
-    index = json.loads(index_file.read_text())
-    if index.get("_class_name") != _FAMILY:
-        _refuse(f"{path.name} is a {index.get('_class_name')}; supported is {_FAMILY}", "BASE_MODEL_NOT_SUPPORTED")
-    for part, wanted in _CLASSES.items():
+        refuse(f"{path} is not a diffusers model folder: it has no model_index.json", "BASE_MODEL_NOT_FOUND")
+    class_name = json.loads(index_file.read_text()).get("_class_name")
+    if class_name not in _FAMILIES:
+        refuse(f"{path.name} is a {class_name}; supported are {', '.join(_FAMILIES)}", "BASE_MODEL_NOT_SUPPORTED")
+    return _FAMILIES[class_name]
+
+
+def check_parts(path: Path, parts: Mapping[str, str]) -> None:
+    """Refuses a folder whose parts are of other classes than these, or without safetensors weights."""
+    index = json.loads((path / "model_index.json").read_text())
+    for part, wanted in parts.items():
         found = (index.get(part) or [None, None])[1]
         if found != wanted:
-            _refuse(f"{path.name}: its {part} is a {found}; supported is {wanted}", "BASE_MODEL_NOT_SUPPORTED")
+            refuse(f"{path.name}: its {part} is a {found}; supported is {wanted}", "BASE_MODEL_NOT_SUPPORTED")
         if not any((path / part).glob("*.safetensors")):
-            _refuse(f"{path.name}: its {part} has no safetensors weights", "BASE_MODEL_NOT_SAFETENSORS")
+            refuse(f"{path.name}: its {part} has no safetensors weights", "BASE_MODEL_NOT_SAFETENSORS")
 
 
-def _refuse(description: str, reason: str) -> NoReturn:
+def load_part(model_class: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """One frozen model of a pipeline."""
+    model = model_class.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def refuse(description: str, reason: str) -> NoReturn:
+    """Refuses a base model."""
     raise InvalidArgumentError("base_model", description, reason=reason)
 
 
-@torch.no_grad()
-def encode_prompts(base: Base, prompts: Sequence[str]) -> torch.Tensor:
-    """Text embeddings [N, 77, width] for cross-attention. Text past the encoder's window has no effect."""
-    tokens = base.tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids = tokens.input_ids.to(base.device)
-    return torch.cat([base.text_encoder(chunk).last_hidden_state for chunk in ids.split(_CHUNK)])
-
-
-@torch.no_grad()
-def encode_images(base: Base, images: torch.Tensor) -> torch.Tensor:
-    """Latents [N, channels, height / factor, width / factor], scaled as the UNet wants them.
-
-    They are the most likely ones of the VAE's distribution, not a draw from it, so they can be cached.
-    """
-    pixels = images.permute(0, 3, 1, 2).to(device=base.device, dtype=base.dtype) / 127.5 - 1
-    latents = torch.cat([base.vae.encode(chunk).latent_dist.mode() for chunk in pixels.split(_CHUNK)])
-    return latents * base.vae.config["scaling_factor"]
-
-
-@torch.no_grad()
-def decode_latents(base: Base, latents: torch.Tensor) -> torch.Tensor:
-    """Images on the CPU, of latents as `encode_images` gives them."""
-    latents = latents.to(base.dtype) / base.vae.config["scaling_factor"]
-    pixels = torch.cat([base.vae.decode(chunk).sample for chunk in latents.split(_CHUNK)]).float()
-    pixels = (pixels / 2 + 0.5).clamp(0, 1)
-    return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+__all__ = ["CHUNK", "Base", "Conditioning", "TextTower", "Words", "load_base", "model_digest"]

@@ -2,6 +2,8 @@
 
 A layer with weight `W` gets the update `B A`. For a convolution, A has W's kernel, stride, padding and dilation,
 and B is a 1x1 convolution, as in PEFT. Scaling factors are always folded into the numbers: alpha equals rank.
+With a magnitude `m` per output (DoRA, Liu et al. 2024) the weight becomes `m (W + B A) / |W + B A|`, the norm taken
+over each output's inputs.
 Only plain `nn.Linear` and ungrouped, zero-padded `nn.Conv2d` layers are adapted.
 """
 
@@ -18,14 +20,16 @@ from torch.nn import functional as F
 
 from atelier.errors import InvalidArgumentError
 
-LayerSelection = Literal["attention", "all"]
+LayerSelection = Literal["attention", "linear", "all"]
 
-_ATTENTION = r"to_(q|k|v|out\.0)"
-_FEED_FORWARD = r"ff\.net\.(0\.proj|2)|proj_(in|out)"
+# UNets and Stable Cascade's prior have `to_q`, CLIP's text encoders `q_proj`.
+_ATTENTION = r"to_(q|k|v|out\.0)|(q|k|v|out)_proj"
+_FEED_FORWARD = r"ff\.net\.(0\.proj|2)|mlp\.fc[12]|proj_(in|out)|channelwise\.(0|4)|kv_mapper\.1"
 _RESNET = r"conv1|conv2|conv_shortcut|time_emb_proj|(down|up)samplers\.\d+\.conv"
-_PATTERNS: Mapping[str, re.Pattern[str]] = {
-    "attention": re.compile(rf"(.+\.)?({_ATTENTION})"),
-    "all": re.compile(rf"(.+\.)?({_ATTENTION}|{_FEED_FORWARD}|{_RESNET})"),
+_SELECTIONS: Mapping[str, tuple[re.Pattern[str], type | tuple[type, ...]]] = {
+    "attention": (re.compile(rf"(.+\.)?({_ATTENTION})"), nn.Linear),
+    "linear": (re.compile(rf"(.+\.)?({_ATTENTION}|{_FEED_FORWARD}|{_RESNET})"), nn.Linear),
+    "all": (re.compile(rf"(.+\.)?({_ATTENTION}|{_FEED_FORWARD}|{_RESNET})"), (nn.Linear, nn.Conv2d)),
 }
 
 
@@ -34,40 +38,41 @@ class LowRank:
     """One layer's update.
 
     `a` is [rank, in] for a linear layer and [rank, in, kernel height, kernel width] for a convolution; `b` is
-    [out, rank] for both.
+    [out, rank] for both, and `magnitude`, of DoRA alone, [out].
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    magnitude: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
 
 
-# An adapter: the update of each layer, by the layer's name in the UNet.
+# An adapter of one component: the update of each layer, by the layer's name in it.
 Factors = Mapping[str, LowRank]
 
 
-def select_layers(unet: nn.Module, selection: LayerSelection) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers of `unet` that adapters act on, by name.
+def select_layers(model: nn.Module, selection: LayerSelection) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of a denoiser or text encoder that adapters act on, by name.
 
-    `attention` means the query, key, value and output projections; `all` adds feed-forward layers, the
-    transformers' in and out projections, and the residual blocks' and samplers' convolutions.
+    `attention` means the query, key, value and output projections; `linear` adds the feed-forward layers and other
+    linear projections of the blocks, `all` also their convolutions and those of residual blocks and samplers.
     """
-    pattern = _PATTERNS[selection]
+    pattern, kinds = _SELECTIONS[selection]
     layers = {
         name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and pattern.fullmatch(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(module, kinds) and pattern.fullmatch(name)
     }
     assert all(m.groups == 1 and m.padding_mode == "zeros" for m in layers.values() if isinstance(m, nn.Conv2d))
     return layers
 
 
-def weight_shapes(unet: nn.Module, selection: LayerSelection = "all") -> dict[str, torch.Size]:
+def weight_shapes(model: nn.Module, selection: LayerSelection = "all") -> dict[str, torch.Size]:
     """The shape of each adapted layer's weight: [out, in] or [out, in, kernel height, kernel width]."""
-    return {name: layer.weight.shape for name, layer in select_layers(unet, selection).items()}
+    return {name: layer.weight.shape for name, layer in select_layers(model, selection).items()}
 
 
 def check_factors(factors: Factors, shapes: Mapping[str, torch.Size], *, max_rank: int, field: str = "adapter") -> None:
@@ -91,8 +96,11 @@ def _check_update(name: str, update: LowRank, weight: torch.Size, *, max_rank: i
         raise InvalidArgumentError(
             field, f"{name}.lora_A has rank {rank}; allowed are 1 to {max_rank}", reason="ADAPTER_RANK_TOO_HIGH"
         )
-    wanted = {"lora_A": (rank, *weight[1:]), "lora_B": (weight[0], rank)}
-    for factor, tensor in (("lora_A", update.a), ("lora_B", update.b)):
+    wanted = {"lora_A": (rank, *weight[1:]), "lora_B": (weight[0], rank), "lora_magnitude_vector": (weight[0],)}
+    tensors = {"lora_A": update.a, "lora_B": update.b, "lora_magnitude_vector": update.magnitude}
+    for factor, tensor in tensors.items():
+        if tensor is None:
+            continue
         if tuple(tensor.shape) != wanted[factor]:
             raise InvalidArgumentError(
                 field,
@@ -135,3 +143,24 @@ def add_conv(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Te
     low = low.unflatten(1, (groups, rank)).transpose(0, 1).flatten(3)
     delta = torch.matmul(b.mT.unsqueeze(1), low)
     return output + delta.reshape(output.shape)
+
+
+def rescale(output: torch.Tensor, layer: nn.Linear | nn.Conv2d, scale: torch.Tensor) -> torch.Tensor:
+    """DoRA's last step: the output that a layer and its updates have, as if their weights' rows were scaled.
+
+    Args:
+        output: of the layer, its updates added; its bias is not scaled.
+        scale: [G, out], of G groups of consecutive rows.
+    """
+    spread = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (1,) * (output.ndim - 2) + (-1,)
+    rows = scale.repeat_interleave(len(output) // len(scale), dim=0).unflatten(1, spread)
+    if layer.bias is None:
+        return rows * output
+    bias = layer.bias.view(spread)
+    return rows * (output - bias) + bias
+
+
+def updated_norms(layer: nn.Linear | nn.Conv2d, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The norms [G, out] of the rows of a layer's weight with the updates of G groups (`add_linear`, `add_conv`)."""
+    weight = layer.weight.flatten(1)
+    return torch.linalg.vector_norm(weight + b.mT @ a.flatten(2), dim=2)

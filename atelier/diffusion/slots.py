@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite, prod, sqrt
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from atelier.diffusion.lowrank import (
@@ -30,7 +32,9 @@ from atelier.diffusion.lowrank import (
     add_conv,
     add_linear,
     check_factors,
+    rescale,
     select_layers,
+    updated_norms,
 )
 from atelier.errors import InvalidArgumentError
 
@@ -38,19 +42,29 @@ from atelier.errors import InvalidArgumentError
 Group = Sequence[tuple[int, float]]
 
 
+class BoundFactors(NamedTuple):
+    """A layer's factors for G groups: a [G, rank, in...], b [G, rank, out]; for DoRA, scales of the output [G, out]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Factors made ready for a batch of G = `groups` groups: by layer, a [G, rank, in...] and b as [G, rank, out]."""
+    """Factors made ready for a batch of `groups` groups, by layer."""
 
     groups: int
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    factors: Mapping[str, BoundFactors]
+    dropout: float = 0.0
+    """Share of the inputs that the updates do not see, drawn from the global random generators."""
 
 
 class SlotBank:
     """The hooks on a model's layers, and which binding acts on them."""
 
-    def __init__(self, unet: nn.Module, layers: LayerSelection) -> None:
-        self.layers = select_layers(unet, layers)
+    def __init__(self, model: nn.Module, layers: LayerSelection) -> None:
+        self.layers = select_layers(model, layers)
         self.shapes = {name: layer.weight.shape for name, layer in self.layers.items()}
         self._bound: Binding | None = None
         self._hooks: list[RemovableHandle] = [
@@ -79,9 +93,13 @@ class SlotBank:
         factors = self._bound.factors.get(name) if self._bound else None
         if factors is None:
             return None  # the hook's way to leave the output as it is
+        assert self._bound is not None
+        x = F.dropout(inputs[0], self._bound.dropout) if self._bound.dropout else inputs[0]
         if isinstance(layer, nn.Conv2d):
-            return add_conv(output, inputs[0], *factors, layer)
-        return add_linear(output, inputs[0], *factors)
+            output = add_conv(output, x, factors.a, factors.b, layer)
+        else:
+            output = add_linear(output, x, factors.a, factors.b)
+        return output if factors.scale is None else rescale(output, self.layers[name], factors.scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +149,14 @@ class InferenceSlots(SlotBank):
         It touches no slot, so another thread may do it while the model works.
 
         Raises:
-            InvalidArgumentError: unknown layer, wrong shape, rank above `max_rank`, or a value that is not finite.
+            InvalidArgumentError: unknown layer, wrong shape, rank above `max_rank`, a value that is not finite,
+                or DoRA.
         """
         check_factors(factors, self.shapes, max_rank=self.config.max_rank)
+        if any(update.magnitude is not None for update in factors.values()):
+            raise InvalidArgumentError(
+                "adapter", "has magnitudes (DoRA), which do not fit a slot", reason="ADAPTER_KIND_NOT_SUPPORTED"
+            )
         rank = max(update.rank for update in factors.values())
         flat = torch.zeros(rank, self._flat.shape[2], dtype=self._flat.dtype, pin_memory=self._flat.is_cuda)
         views = self._views(flat)
@@ -180,7 +203,8 @@ class InferenceSlots(SlotBank):
         used = {slot for group in chosen for slot, _ in group}
         names = frozenset().union(*(self._layers[slot] for slot in used))
         views = self._views(self._gather_rows(chosen, max(self._ranks[slot] for slot in used))) if names else {}
-        return Binding(groups=len(chosen), factors={name: views[name] for name in views if name in names})
+        factors = {name: BoundFactors(*views[name]) for name in views if name in names}
+        return Binding(groups=len(chosen), factors=factors)
 
     def _gather_rows(self, groups: list[tuple[tuple[int, float], ...]], rank: int) -> torch.Tensor:
         """[G, k * rank, width]: each group's k slots one below the other, weights multiplied into b."""
@@ -202,61 +226,89 @@ class InferenceSlots(SlotBank):
         return views
 
 
-class TrainingSlots(SlotBank):
-    """Slots whose factors are float32 parameters: slot j belongs to job j of `num_jobs` packed jobs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSlotsConfig:
+    """What the factors of every job look like."""
 
-    def __init__(
-        self, unet: nn.Module, *, layers: LayerSelection, rank: int, scale: float, seeds: Sequence[int]
-    ) -> None:
+    layers: LayerSelection
+    rank: int
+    scale: float
+    """lora_alpha / rank (or / sqrt(rank)), multiplied into b on the way into the forward and into exported factors."""
+    use_dora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.rank >= 1
+        assert isfinite(self.scale)
+        assert 0 <= self.dropout < 1
+
+
+class TrainingSlots(SlotBank):
+    """Slots whose factors are float32 parameters: slot j belongs to job j of the packed jobs."""
+
+    def __init__(self, model: nn.Module, config: TrainingSlotsConfig, *, seeds: Sequence[int]) -> None:
         """
         Args:
-            rank: of every job's factors.
-            scale: lora_alpha / rank, multiplied into b on the way into the forward and into exported factors.
             seeds: one per job, of its initial factors.
         """
-        super().__init__(unet, layers)
-        self.scale = scale
-        device = next(iter(self.layers.values())).weight.device
+        super().__init__(model, config.layers)
+        self.config = config
         try:
-            self._jobs = [_initial_factors(self.shapes, rank, seed, device) for seed in seeds]
+            self._jobs = [_initial_parameters(self.layers, config, seed) for seed in seeds]
         except BaseException:
             self.close()  # out of memory, say: nobody gets this bank, so nobody else would take the hooks off
             raise
 
     def parameters(self, job: int) -> dict[str, nn.Parameter]:
-        """A job's parameters, as `LAYER.lora_A` [rank, in...] and `LAYER.lora_B` [out, rank]."""
+        """A job's parameters: `LAYER.lora_A` [rank, in...], `LAYER.lora_B` [out, rank], `LAYER.magnitude` [out]."""
         return self._jobs[job]
 
     def factors(self, job: int) -> dict[str, LowRank]:
         """A job's adapter as it acts, the scale folded in; detached copies."""
-        own = self._jobs[job]
+        own = {name: parameter.detach().clone() for name, parameter in self._jobs[job].items()}
         return {
-            name: LowRank(a=own[f"{name}.lora_A"].detach().clone(), b=own[f"{name}.lora_B"].detach() * self.scale)
+            name: LowRank(
+                a=own[f"{name}.lora_A"],
+                b=own[f"{name}.lora_B"] * self.config.scale,
+                magnitude=own.get(f"{name}.magnitude"),
+            )
             for name in self.shapes
         }
 
-    def gather(self) -> Binding:
+    def gather(self, *, training: bool = True) -> Binding:
         """A binding of one group per job, in order, through which gradients flow into the parameters.
 
-        The factors act in the model's number type; the parameters and their gradients stay float32.
+        The factors act in the model's number type; the parameters and their gradients stay float32. Dropout acts in
+        training alone.
         """
-        factors = {}
-        for name, layer in self.layers.items():
-            a = torch.stack([job[f"{name}.lora_A"] for job in self._jobs])
-            b = torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.scale
-            factors[name] = (a.to(layer.weight.dtype), b.to(layer.weight.dtype))
-        return Binding(groups=len(self._jobs), factors=factors)
+        factors = {name: self._bound_factors(name, layer) for name, layer in self.layers.items()}
+        return Binding(groups=len(self._jobs), factors=factors, dropout=self.config.dropout if training else 0.0)
+
+    def _bound_factors(self, name: str, layer: nn.Linear | nn.Conv2d) -> BoundFactors:
+        dtype = layer.weight.dtype
+        a = torch.stack([job[f"{name}.lora_A"] for job in self._jobs])
+        b = torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.config.scale
+        scale = None
+        if self.config.use_dora:
+            magnitudes = torch.stack([job[f"{name}.magnitude"] for job in self._jobs])
+            # The norm takes no part in the gradient: section 4.3 of the paper, and as PEFT does it.
+            scale = (magnitudes / updated_norms(layer, a.detach(), b.detach())).to(dtype)
+        return BoundFactors(a.to(dtype), b.to(dtype), scale)
 
 
-def _initial_factors(
-    shapes: Mapping[str, torch.Size], rank: int, seed: int, device: torch.device
+def _initial_parameters(
+    layers: Mapping[str, nn.Linear | nn.Conv2d], config: TrainingSlotsConfig, seed: int
 ) -> dict[str, nn.Parameter]:
     """As PEFT begins: a uniform (Kaiming with a = sqrt 5), b zero. Drawn on the CPU: the same on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     parameters: dict[str, nn.Parameter] = {}
-    for name, (out, *inner) in shapes.items():
-        a = torch.empty(rank, *inner)
+    for name, layer in layers.items():
+        (out, *inner), device = layer.weight.shape, layer.weight.device
+        a = torch.empty(config.rank, *inner)
         nn.init.kaiming_uniform_(a, a=sqrt(5), generator=generator)
         parameters[f"{name}.lora_A"] = nn.Parameter(a.to(device))
-        parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(out, rank, device=device))
+        parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(out, config.rank, device=device))
+        if config.use_dora:
+            norms = torch.linalg.vector_norm(layer.weight.float().flatten(1), dim=1)
+            parameters[f"{name}.magnitude"] = nn.Parameter(norms)
     return parameters

@@ -157,7 +157,8 @@ class AdapterCache:
         return packed
 
     def _pack(self, digest: str, contents: bytes, engine: Engine) -> PackedFactors:
-        packed = engine.bank.pack(read_adapter_file(contents, engine.bank.shapes, max_rank=engine.config.max_rank))
+        factors = read_adapter_file(contents, {"unet": engine.bank.shapes}, max_rank=engine.config.max_rank)
+        packed = engine.bank.pack(factors["unet"])
         self._host.put(digest, packed)
         return packed
 

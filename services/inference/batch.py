@@ -11,7 +11,7 @@ from math import gcd
 
 import torch
 
-from atelier.diffusion.base import Base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.slots import Group, InferenceSlots
 from services.inference.generation import Track
 
@@ -19,7 +19,7 @@ from services.inference.generation import Track
 class Batch:
     """Tracks of equal latent size, each with the slots and weights that act on all of its rows."""
 
-    def __init__(self, base: Base, bank: InferenceSlots, members: Sequence[tuple[Track, Group]]) -> None:
+    def __init__(self, base: StableDiffusion, bank: InferenceSlots, members: Sequence[tuple[Track, Group]]) -> None:
         self.tracks = [track for track, _ in members]
         self._base = base
         self._bank = bank

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from atelier.diffusion.base import Base, decode_latents
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig
 from atelier.errors import (
     AtelierError,
@@ -54,7 +54,7 @@ class EngineConfig:
 class Engine:
     """Generates with one base model and its slots, in a thread of its own."""
 
-    def __init__(self, base: Base, config: EngineConfig) -> None:
+    def __init__(self, base: StableDiffusion, config: EngineConfig) -> None:
         self.base = base
         self.config = config
         self.bank = InferenceSlots(
@@ -209,7 +209,7 @@ class Engine:
                 "the image has values that are NaN or infinite; lower the adapters' weights or guidance_scale",
                 reason="IMAGE_NOT_FINITE",
             )
-        return torch.cat([decode_latents(self.base, image) for image in latents.split(1)])
+        return torch.cat([self.base.decode_latents(image) for image in latents.split(1)])
 
     def _fail(self, generations: list[Generation], error: Exception, what: str) -> None:
         for generation in generations:

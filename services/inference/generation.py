@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from atelier.diffusion.base import Base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.schedulers import make_scheduler
 from atelier.diffusion.slots import Group, PackedFactors
 from atelier.errors import AtelierError
@@ -60,7 +60,7 @@ class Track:
     seed, and that generator serves the steps of stochastic schedulers: nothing depends on the rest of the batch.
     """
 
-    def __init__(self, base: Base, spec: GenerationSpec, seeds: Sequence[int], text: torch.Tensor) -> None:
+    def __init__(self, base: StableDiffusion, spec: GenerationSpec, seeds: Sequence[int], text: torch.Tensor) -> None:
         """
         Args:
             seeds: one an image.
@@ -73,7 +73,7 @@ class Track:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         accepts_generator = "generator" in inspect.signature(self._scheduler.step).parameters
         self._options = {"generator": generators} if accepts_generator else {}
-        shape = (1, base.unet.config["in_channels"], spec.height // base.size_factor, spec.width // base.size_factor)
+        shape = (1, *base.latent_shape(spec.width, spec.height))
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         self.latents = noise.to(base.device) * self._scheduler.init_noise_sigma
         self.context = text.repeat_interleave(len(seeds), dim=0)
@@ -168,7 +168,7 @@ class Generation:
             self.notify(Stepped(step=step, total_steps=total))
 
 
-def make_tracks(base: Base, spec: GenerationSpec, text: torch.Tensor, *, max_rows: int) -> list[Track]:
+def make_tracks(base: StableDiffusion, spec: GenerationSpec, text: torch.Tensor, *, max_rows: int) -> list[Track]:
     """A request's images as equal tracks of at most `max_rows` rows each; `text` as for Track."""
     images_a_track = max_rows // text.shape[0]
     num_tracks = -(-spec.num_images // images_a_track)

@@ -9,7 +9,8 @@ from pathlib import Path
 import structlog
 import torch
 
-from atelier.diffusion.base import default_dtype, load_base
+from atelier.diffusion.base import default_dtype, load_base, refuse
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from services.inference.engine import Engine, EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Track, make_tracks
 from services.inference.prompts import PromptEncoder
@@ -40,6 +41,8 @@ def load_model(name: str, path: Path, config: EngineConfig) -> Model:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_base(path, device=device, dtype=default_dtype(device), name=name)
+    if not isinstance(base, StableDiffusion):
+        refuse(f"{name} is of the family {base.family}; served is {StableDiffusion.family}", "BASE_MODEL_NOT_SUPPORTED")
     model = Model(engine=Engine(base, config), prompts=PromptEncoder(base))
     model.engine.start()
     _try_out(model)

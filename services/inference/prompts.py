@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from atelier.diffusion.base import Base, encode_prompts
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from services.inference.lru import LruCache
 
 MAX_PROMPTS = 256
@@ -18,7 +18,7 @@ class PromptEncoder:
     A prompt is always encoded alone, so that its embedding depends on nothing else.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: StableDiffusion) -> None:
         self._base = base
         self._cache: LruCache[torch.Tensor] = LruCache(MAX_PROMPTS, lambda _: 1)
         self._lock = threading.Lock()
@@ -29,6 +29,6 @@ class PromptEncoder:
         if embedding is None:
             # Tokenizers with padding and truncation cannot be used by two threads at once.
             with self._lock:
-                embedding = encode_prompts(self._base, [prompt])
+                embedding = self._base.encode_prompts([prompt]).text
             self._cache.put(prompt, embedding)
         return embedding

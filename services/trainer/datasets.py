@@ -1,12 +1,14 @@
-"""Datasets: checked images in S3, captions and sizes in SQL."""
+"""Datasets: checked images and their masks in S3, captions and sizes in SQL."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from atelier.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from atelier.errors import AlreadyExistsError, FieldViolation, InvalidArgumentError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.rpc.call import current_tenant
@@ -24,12 +26,15 @@ from atelier.rpc.uploads import check_files, receive_files
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database, to_timestamp
 from atelier.storage.requests import earlier_result, remember
-from services.trainer.images import MAX_FILE_BYTES, open_upright
+from services.trainer.image_checks import image_facts
+from services.trainer.images import MAX_FILE_BYTES, open_mask, open_upright
 from services.trainer.tables import DatasetRow, TrainerRequest
 
 MAX_IMAGES = 100
 MAX_CAPTION_CHARACTERS = 1000
-_FIELD, _SUFFIX = "spec.dataset.images", ".file"
+_FIELD = "spec.dataset.images"
+_FILES = "files"
+"""Stands in errors of an upload for its files, until `_naming_fields` names their fields."""
 
 
 class Datasets:
@@ -51,31 +56,31 @@ class Datasets:
         images = spec.dataset.images
         if not 1 <= len(images) <= MAX_IMAGES:
             raise InvalidArgumentError(_FIELD, f"holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
-        check_files([image.file for image in images], _FIELD, max_file_bytes=MAX_FILE_BYTES, suffix=_SUFFIX)
+        uploads = _uploads(images)
+        with _naming_fields(images):
+            check_files([file for _, file in uploads], _FILES, max_file_bytes=MAX_FILE_BYTES)
+        for field, file in uploads:
+            if "/" in file.path:
+                raise InvalidArgumentError(f"{field}.path", f"is {shown(file.path)}; allowed is a plain file name")
         for index, image in enumerate(images):
-            if "/" in image.file.path:
-                raise InvalidArgumentError(
-                    f"{_FIELD}[{index}].file.path", f"is {shown(image.file.path)}; allowed is a plain file name"
-                )
             check_text(image.caption, f"{_FIELD}[{index}].caption", max_characters=MAX_CAPTION_CHARACTERS)
         with self._database.transaction(read_only=True) as session:
             if earlier_result(session, TrainerRequest, current_tenant(), spec.request_id, spec) is None:
                 _refuse_taken(session, spec.dataset_id)
 
     async def receive(self, spec: pb.CreateDatasetSpec, pieces: AsyncIterator[bytes]) -> pb.Dataset:
-        """Takes the images in and creates the dataset."""
+        """Takes the images and masks in and creates the dataset."""
         with tempfile.TemporaryDirectory(prefix="dataset-", dir=self._spool_folder) as folder:
-            files = [image.file for image in spec.dataset.images]
-            paths = await receive_files(pieces, files, Path(folder), field=_FIELD, suffix=_SUFFIX)
+            files = [file for _, file in _uploads(spec.dataset.images)]
+            with _naming_fields(spec.dataset.images):
+                paths = await receive_files(pieces, files, Path(folder), field=_FILES)
             return await asyncio.to_thread(self._create, spec, paths)
 
     def _create(self, spec: pb.CreateDatasetSpec, paths: Sequence[Path]) -> pb.Dataset:
-        images = [
-            _image_record(image, path, f"{_FIELD}[{index}]{_SUFFIX}")
-            for index, (image, path) in enumerate(zip(spec.dataset.images, paths, strict=True))
-        ]
-        for path, image in zip(paths, images, strict=True):
-            self._blobs.put_content(path, image["sha256"])
+        uploads, arrived = _uploads(spec.dataset.images), iter(paths)
+        images = [_image_record(image, arrived, f"{_FIELD}[{i}]") for i, image in enumerate(spec.dataset.images)]
+        for path, (_, file) in zip(paths, uploads, strict=True):
+            self._blobs.put_content(path, file.sha256)
         tenant = current_tenant()
         with self._database.transaction() as session:
             earlier = earlier_result(session, TrainerRequest, tenant, spec.request_id, spec)
@@ -122,10 +127,11 @@ def to_proto(row: DatasetRow) -> pb.Dataset:
     """The contract's form of a row."""
     images = [
         pb.DatasetImage(
-            file=File(path=image["path"], size_bytes=image["size_bytes"], sha256=image["sha256"]),
+            file=_file(image),
             caption=image["caption"],
             width=image["width"],
             height=image["height"],
+            mask=_file(image["mask"]) if "mask" in image else None,
         )
         for image in row.images
     ]
@@ -137,21 +143,64 @@ def to_proto(row: DatasetRow) -> pb.Dataset:
     )
 
 
-def _image_record(image: pb.DatasetImage, path: Path, field: str) -> dict[str, Any]:
-    width, height = open_upright(path, field, image.file.path).size
-    return {
-        "path": image.file.path,
-        "size_bytes": image.file.size_bytes,
-        "sha256": image.file.sha256,
+def _uploads(images: Sequence[pb.DatasetImage]) -> list[tuple[str, File]]:
+    """The files in the order of their bytes, each with the request's field that declares it."""
+    uploads = []
+    for index, image in enumerate(images):
+        uploads.append((f"{_FIELD}[{index}].file", image.file))
+        if image.HasField("mask"):
+            uploads.append((f"{_FIELD}[{index}].mask", image.mask))
+    return uploads
+
+
+@contextmanager
+def _naming_fields(images: Sequence[pb.DatasetImage]) -> Iterator[None]:
+    """Names the fields of an upload's files as the request does: `files[1]` is perhaps the first image's mask."""
+    fields = [field for field, _ in _uploads(images)]
+    try:
+        yield
+    except InvalidArgumentError as error:
+        first, *more = (FieldViolation(_own_field(v.field, fields), v.description) for v in error.violations)
+        raise InvalidArgumentError(first.field, first.description, reason=error.reason, more=more) from error
+
+
+def _own_field(field: str, fields: Sequence[str]) -> str:
+    own = re.sub(rf"^{_FILES}\[(\d+)\]", lambda match: fields[int(match[1])], field)
+    return _FIELD if own == _FILES else own
+
+
+def _file(record: dict[str, Any]) -> File:
+    return File(path=record["path"], size_bytes=record["size_bytes"], sha256=record["sha256"])
+
+
+def _file_record(file: File) -> dict[str, Any]:
+    return {"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
+
+
+def _image_record(image: pb.DatasetImage, arrived: Iterator[Path], field: str) -> dict[str, Any]:
+    """What is kept of an image; takes its file, and its mask's if it has one, from those that `arrived`."""
+    pixels = open_upright(next(arrived), f"{field}.file", image.file.path)
+    record = {
+        **_file_record(image.file),
         "caption": image.caption,
-        "width": width,
-        "height": height,
+        "width": pixels.width,
+        "height": pixels.height,
+        **image_facts(pixels),
     }
+    if image.HasField("mask"):
+        mask = open_mask(next(arrived), f"{field}.mask", image.mask.path, size=pixels.size)
+        record["mask"] = {**_file_record(image.mask), "is_black": mask.getextrema() == (0, 0)}
+    return record
 
 
 def _digest(images: Sequence[dict[str, Any]]) -> str:
-    content = json.dumps([[image["path"], image["sha256"], image["caption"]] for image in images])
+    content = json.dumps([_digested(image) for image in images])
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _digested(image: dict[str, Any]) -> list[str]:
+    mask = [image["mask"]["sha256"]] if "mask" in image else []
+    return [image["path"], image["sha256"], image["caption"], *mask]
 
 
 def _refuse_taken(session: Session, dataset_id: str) -> None:

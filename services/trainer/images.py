@@ -1,4 +1,4 @@
-"""Images to learn from: which files are taken, and what their pixels are.
+"""Images to learn from and their masks: which files are taken, and what their pixels are.
 
 The bytes decide, not the name. A dataset's check and training both read images here, so what is accepted can be
 learnt from. An image's header is judged before its pixels: a decompression bomb is refused before it unfolds.
@@ -70,6 +70,25 @@ def open_upright(source: Path | IO[bytes], field: str, name: str) -> Image.Image
     except _DAMAGE as error:
         description = f"{shown(name)} is damaged: it does not decode to its end"
         raise InvalidArgumentError(field, description, reason="IMAGE_DAMAGED") from error
+
+
+def open_mask(source: Path | IO[bytes], field: str, name: str, *, size: tuple[int, int]) -> Image.Image:
+    """The pixels of a mask file as grey, 8 bits: read as `open_upright` does, and like it in its errors.
+
+    Args:
+        size: width and height of the upright image that it is the mask of.
+
+    Raises:
+        InvalidArgumentError: also when the mask has another size.
+    """
+    mask = open_upright(source, field, name)
+    if mask.size != size:
+        description = (
+            f"{shown(name)} has {mask.width} × {mask.height} pixels; a mask has as many as its image, "
+            f"{size[0]} × {size[1]}"
+        )
+        raise InvalidArgumentError(field, description, reason="MASK_SIZE")
+    return mask.convert("L")
 
 
 def _check_header(image: Image.Image, field: str, name: str) -> None:

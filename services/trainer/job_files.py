@@ -17,17 +17,20 @@ class JobFiles:
         self._blobs = blobs
 
     def images(self, records: Sequence[Mapping[str, Any]]) -> tuple[TrainingImage, ...]:
-        """The images of a dataset, each checked against its digest."""
+        """The images of a dataset with their masks, each file checked against its digest."""
         return tuple(
             TrainingImage(
                 path=record["path"],
-                contents=verified(
-                    self._blobs.get(content_key(record["sha256"])), record["sha256"], f"image {record['path']}"
-                ),
+                contents=self._file(record),
                 caption=record["caption"],
+                mask=self._file(record["mask"]) if record.get("mask") else None,
             )
             for record in records
         )
+
+    def _file(self, record: Mapping[str, Any]) -> bytes:
+        sha256 = record["sha256"]
+        return verified(self._blobs.get(content_key(sha256)), sha256, f"image {record['path']}")
 
     def save_checkpoint(self, uid: str, step: int, contents: bytes) -> None:
         """Stores a checkpoint; once this returns, the job can be resumed from it."""

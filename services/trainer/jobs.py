@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from sqlalchemy import select
@@ -21,9 +20,12 @@ from atelier.rpc.names import BATCH, DATASET, JOB, MAX_PROMPT_CHARACTERS, TENANT
 from atelier.rpc.pages import Page
 from atelier.storage.database import Database, to_timestamp, utc_now
 from atelier.storage.requests import earlier_result, remember
-from services.trainer import datasets
+from services.trainer import concepts, datasets
+from services.trainer.concepts import CheckedConcept, check_concept_count, check_concepts
+from services.trainer.image_checks import ConceptImages, check_images
 from services.trainer.methods import resolve_config
-from services.trainer.tables import TERMINAL, DatasetRow, JobRow, State, TrainerRequest
+from services.trainer.tables import TERMINAL, JobRow, State, TrainerRequest
+from services.trainer.training.config import TrainingConfig
 
 MAX_VALIDATION_PROMPTS = 16
 
@@ -70,24 +72,35 @@ class Jobs:
 
     def checked_row(self, session: Session, job: pb.Job, field: str) -> JobRow:
         """A row for a job that passed every check; not yet in the session. `field` is where the request holds it."""
-        dataset = datasets.find(session, job.dataset, f"{field}.dataset")
+        with errors.within(field):
+            check_concept_count(job)
+        found = [datasets.find(session, job.dataset, f"{field}.dataset")]
+        for index, concept in enumerate(job.concepts):
+            found.append(datasets.find(session, concept.dataset, f"{field}.concepts[{index}].dataset"))
         with errors.within(field):
             base_name = self._checked_base(job.base_model.model)
             base = self._bases[base_name]
             overrides = {descriptor.name: value for descriptor, value in job.config.ListFields()}
-            config = resolve_config(job.method, overrides, base_path=base.path)
+            config = resolve_config(job.method, overrides, base_path=base.path, recipe=job.recipe)
+            own, *further = checked = check_concepts(job, found, repeats=config.repeats)
             uid = uuid.uuid4().hex
             return JobRow(
                 tenant=current_tenant(),
                 job_id=f"job-{uid[:12]}",
                 uid=uid,
                 method=job.method,
-                dataset=dataset,
+                dataset=own.dataset,
                 adapter=check_id(job.adapter, "adapter"),
                 base_name=base_name,
                 base_digest=base.digest,
                 config=asdict(config),
-                **_checked_prompts(job, dataset),
+                recipe=job.recipe,
+                instance_prompt=own.instance_prompt,
+                class_prompt=own.class_prompt,
+                placeholder_token=own.placeholder_token,
+                concepts=[concept.record() for concept in further],
+                validation_prompts=_checked_validation_prompts(job),
+                warnings=_warnings(checked, config),
             )
 
     def _checked_base(self, name: str) -> str:
@@ -166,6 +179,10 @@ def to_proto(row: JobRow) -> pb.Job:
         class_prompt=row.class_prompt,
         validation_prompts=row.validation_prompts,
         config=pb.TrainingConfig(**row.config),
+        recipe=row.recipe,
+        placeholder_token=row.placeholder_token,
+        concepts=[concepts.to_proto(row.tenant, record) for record in row.concepts],
+        warnings=row.warnings,
         state=f"JOB_STATE_{row.state}",
         progress=pb.JobProgress(
             stage=row.stage,
@@ -189,23 +206,25 @@ def to_proto(row: JobRow) -> pb.Job:
     return job
 
 
-def _checked_prompts(job: pb.Job, dataset: DatasetRow) -> dict[str, Any]:
-    limit = MAX_PROMPT_CHARACTERS
+def _checked_validation_prompts(job: pb.Job) -> list[str]:
     if len(job.validation_prompts) > MAX_VALIDATION_PROMPTS:
         raise errors.InvalidArgumentError(
             "validation_prompts",
             f"holds {len(job.validation_prompts)} prompts; at most {MAX_VALIDATION_PROMPTS} are allowed",
         )
-    bare = [image["path"] for image in dataset.images if not image["caption"]]
-    if bare and not job.instance_prompt.strip():
-        raise errors.InvalidArgumentError(
-            "instance_prompt", f"is empty, but image {shown(bare[0])} has no caption; give one of the two"
+    return [
+        check_text(prompt, f"validation_prompts[{index}]", max_characters=MAX_PROMPT_CHARACTERS, required=True)
+        for index, prompt in enumerate(job.validation_prompts)
+    ]
+
+
+def _warnings(checked: Sequence[CheckedConcept], config: TrainingConfig) -> list[str]:
+    images = [
+        ConceptImages(
+            dataset_id=concept.dataset.dataset_id,
+            records=concept.dataset.images,
+            placeholder_token=concept.placeholder_token,
         )
-    return {
-        "instance_prompt": check_text(job.instance_prompt, "instance_prompt", max_characters=limit),
-        "class_prompt": check_text(job.class_prompt, "class_prompt", max_characters=limit),
-        "validation_prompts": [
-            check_text(prompt, f"validation_prompts[{index}]", max_characters=limit, required=True)
-            for index, prompt in enumerate(job.validation_prompts)
-        ],
-    }
+        for concept in checked
+    ]
+    return check_images(images, resolution=config.resolution, aspect_ratio_buckets=config.aspect_ratio_buckets)

@@ -6,7 +6,9 @@ no more, and another one (or its successor) claims the job again. Several traine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,11 +21,22 @@ from atelier import errors
 from atelier.rpc.names import JOB
 from atelier.rpc.status import to_status
 from atelier.storage.database import Database, utc_now
-from services.trainer.tables import JobRow, State
+from services.trainer.tables import DatasetRow, JobRow, State
 
 LEASE_SECONDS = 15.0
 MAX_LOST_WORKERS = 3
 MAX_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignedConcept:
+    """A concept of a claimed job; `images` are the records of its dataset's row."""
+
+    images: tuple[Mapping[str, Any], ...]
+    instance_prompt: str
+    class_prompt: str
+    placeholder_token: str
+    repeats: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +53,16 @@ class Assignment:
     base_name: str
     base_digest: str
     dataset_digest: str
-    images: tuple[Mapping[str, Any], ...]
-    instance_prompt: str
-    class_prompt: str
+    concepts: tuple[AssignedConcept, ...]
+    """The job's own first."""
     validation_prompts: tuple[str, ...]
     config: Mapping[str, Any]
     checkpoint_step: int
+
+    @property
+    def instance_prompt(self) -> str:
+        """Of the first concept."""
+        return self.concepts[0].instance_prompt
 
 
 class LeaseLostError(Exception):
@@ -78,7 +95,7 @@ class Queue:
             row.state, row.stage, row.attempt = State.RUNNING, "preparing", row.attempt + 1
             row.start_time = row.start_time or now
             _lease(row)
-            return _assignment(row)
+            return _assignment(row, _concept_datasets(session, row))
 
     def report(self, claim: Assignment, changes: Mapping[str, Any]) -> State:
         """Records progress, renews the lease, and returns what the job is to do: go on, or stop."""
@@ -152,7 +169,21 @@ def _put_back(row: JobRow, delay_seconds: float) -> None:
     row.not_before = utc_now() + timedelta(seconds=delay_seconds)
 
 
-def _assignment(row: JobRow) -> Assignment:
+def _concept_datasets(session: Session, row: JobRow) -> list[DatasetRow]:
+    """The datasets of all concepts, the job's own first."""
+    ids = {concept["dataset_id"] for concept in row.concepts}
+    query = select(DatasetRow).where(DatasetRow.tenant == row.tenant, DatasetRow.dataset_id.in_(ids))
+    found = {dataset.dataset_id: dataset for dataset in session.scalars(query)}
+    return [row.dataset, *(found[concept["dataset_id"]] for concept in row.concepts)]
+
+
+def _assignment(row: JobRow, datasets: Sequence[DatasetRow]) -> Assignment:
+    own = {
+        "instance_prompt": row.instance_prompt,
+        "class_prompt": row.class_prompt,
+        "placeholder_token": row.placeholder_token,
+        "repeats": row.config.get("repeats", 1),  # a job from before the setting has none
+    }
     return Assignment(
         uid=row.uid,
         attempt=row.attempt,
@@ -162,11 +193,25 @@ def _assignment(row: JobRow) -> Assignment:
         method=row.method,
         base_name=row.base_name,
         base_digest=row.base_digest,
-        dataset_digest=row.dataset.digest,
-        images=tuple(row.dataset.images),
-        instance_prompt=row.instance_prompt,
-        class_prompt=row.class_prompt,
+        dataset_digest=joint_digest([dataset.digest for dataset in datasets]),
+        concepts=tuple(
+            AssignedConcept(
+                images=tuple(dataset.images),
+                instance_prompt=concept["instance_prompt"],
+                class_prompt=concept["class_prompt"],
+                placeholder_token=concept["placeholder_token"],
+                repeats=concept["repeats"],
+            )
+            for dataset, concept in zip(datasets, [own, *row.concepts], strict=True)
+        ),
         validation_prompts=tuple(row.validation_prompts),
         config=row.config,
         checkpoint_step=row.checkpoint_step,
     )
+
+
+def joint_digest(digests: Sequence[str]) -> str:
+    """A digest over datasets in their order; of one dataset, its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return f"sha256:{hashlib.sha256(json.dumps(list(digests)).encode()).hexdigest()}"

@@ -45,7 +45,8 @@ class DatasetRow(Table):
     dataset_id: Mapped[str] = mapped_column(String(63))
     digest: Mapped[str] = mapped_column(String(71))
     images: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    """Of each image: path, size_bytes, sha256, caption, width, height."""
+    """Of each image: path, size_bytes, sha256, caption, width, height; unless it is older than that, what
+    `image_checks.image_facts` says; and of one with a mask, mask: path, size_bytes, sha256, is_black."""
     create_time: Mapped[datetime] = mapped_column(default=utc_now)
 
 
@@ -90,6 +91,11 @@ class JobRow(Table):
     class_prompt: Mapped[str] = mapped_column(Text)
     validation_prompts: Mapped[list[str]] = mapped_column(JSON)
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    recipe: Mapped[str] = mapped_column(String(63), default="")
+    placeholder_token: Mapped[str] = mapped_column(String(32), default="")
+    concepts: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    """Of each further concept: dataset_id, instance_prompt, class_prompt, placeholder_token, repeats."""
+    warnings: Mapped[list[str]] = mapped_column(JSON, default=list)
 
     state: Mapped[State] = mapped_column(String(16), default=State.QUEUED)
     attempt: Mapped[int] = mapped_column(default=0)

@@ -21,6 +21,7 @@ from services.trainer.job_files import JobFiles
 from services.trainer.methods import load_train
 from services.trainer.methods.base import (
     CheckpointReady,
+    Concept,
     Evaluated,
     Evaluating,
     Event,
@@ -182,9 +183,16 @@ class TrainingWorker:
         return TrainingJob(
             method=assignment.method,
             config=TrainingConfig(**assignment.config),
-            images=self._files.images(assignment.images),
+            concepts=tuple(
+                Concept(
+                    images=self._files.images(concept.images),
+                    instance_prompt=concept.instance_prompt,
+                    class_prompt=concept.class_prompt,
+                    placeholder_token=concept.placeholder_token,
+                    repeats=concept.repeats,
+                )
+                for concept in assignment.concepts
+            ),
             dataset_digest=assignment.dataset_digest,
-            instance_prompt=assignment.instance_prompt,
-            class_prompt=assignment.class_prompt,
             validation_prompts=assignment.validation_prompts,
         )

@@ -39,6 +39,26 @@ def test_jobs_take_their_own_fields_before_the_defaults(batch: Path) -> None:
     assert (two.config.rank, two.config.learning_rate) == (4, 1e-3)
 
 
+def test_a_job_may_have_a_recipe_and_further_concepts(batch: Path) -> None:
+    batch.write_text(
+        """
+        defaults:
+          method: pivotal
+          recipe: cog-sdxl
+          config: {gradient_checkpointing: true}
+          concepts: [{dataset: cat, placeholder_token: CAT, repeats: 2}]
+        jobs:
+          - {dataset: fox, adapter: both, placeholder_token: FOX}
+          - {dataset: fox, adapter: alone, recipe: "", concepts: []}
+        """
+    )
+    both, alone = read_batch_file(batch)
+    assert (both.recipe, both.placeholder_token, both.config.gradient_checkpointing) == ("cog-sdxl", "FOX", True)
+    (concept,) = both.concepts
+    assert (concept.dataset, concept.placeholder_token, concept.repeats) == ("tenants/-/datasets/cat", "CAT", 2)
+    assert (alone.recipe, list(alone.concepts)) == ("", [])
+
+
 def test_the_example_is_a_batch_file() -> None:
     assert len(read_batch_file(EXAMPLE)) > 1
 
@@ -49,8 +69,8 @@ def test_the_example_is_a_batch_file() -> None:
         ("jobs: [", "batch.yaml", "is not YAML"),
         ("", "batch.yaml", "must be a mapping"),
         ("jobs: []", "jobs", "at least one job"),
-        ("job: []", "batch.yaml.job", "is unknown; there are defaults, jobs"),
-        ("defaults: {metod: x}\njobs: [{}]", "defaults.metod", "is unknown; there are method"),
+        ("job: []", "batch.yaml.job", "is unknown; did you mean 'jobs'? there are defaults, jobs"),
+        ("defaults: {metod: x}\njobs: [{}]", "defaults.metod", "is unknown; did you mean 'method'? there are method"),
         ("jobs: [{method: m, dataset: d, adapter: a, rank: 3}]", "jobs[0].rank", "is unknown"),
         ("jobs: [{method: m, adapter: a}]", "jobs[0].dataset", "is missing"),
         ("jobs: [{method: m, dataset: 7, adapter: a}]", "jobs[0].dataset", "it takes text"),
@@ -59,6 +79,12 @@ def test_the_example_is_a_batch_file() -> None:
         ("jobs: [{config: {ranks: 3}}]", "jobs[0].config.ranks", "is no hyperparameter"),
         ("jobs: [{config: {rank: high}}]", "jobs[0].config.rank", "a whole number"),
         ("jobs: [{config: [rank]}]", "jobs[0].config", "must be a mapping"),
+        ("jobs: [{concept: []}]", "jobs[0].concept", "did you mean 'concepts'?"),
+        ("jobs: [{concepts: {dataset: d}}]", "jobs[0].concepts", "a list of mappings"),
+        ("jobs: [{concepts: [{repeats: 2}]}]", "jobs[0].concepts[0]", "a mapping with a dataset"),
+        ("jobs: [{concepts: [{dataset: d, prompt: p}]}]", "jobs[0].concepts[0].prompt", "is no field of a concept"),
+        ("jobs: [{concepts: [{dataset: d, class_prompt: no}]}]", "jobs[0].concepts[0].class_prompt", "it takes text"),
+        ("jobs: [{config: {use_dora: 1}}]", "jobs[0].config.use_dora", "true or false"),
         ("jobs: [fox]", "jobs[0]", "must be a mapping"),
     ],
 )

@@ -17,11 +17,11 @@ from atelier.local.profile import save_profile
 
 WORDS = {
     "up": "--base --data-dir --port --scorer",
-    "dataset create": "FOLDER --json --name",
+    "dataset create": "FOLDER --caption-column --json --name",
     "dataset list": "--json",
     "dataset show": "NAME --json",
-    "train": "METHOD --adapter --base --class-prompt --dataset --instance-prompt --json --previews --set "
-    "--validate-only --validation-prompt --watch",
+    "train": "METHOD --adapter --base --class-prompt --concept --dataset --instance-prompt --json "
+    "--placeholder-token --previews --recipe --set --validate-only --validation-prompt --watch",
     "submit": "BATCH_FILE --json --validate-only --watch",
     "jobs list": "--json",
     "jobs show": "JOB_ID --json",
@@ -99,6 +99,10 @@ def test_a_service_that_is_away_is_one_line(
         (["train", "dreambooth-lora", "--dataset", "d", "--adapter", "a", "--set", "rnk=3"], "rnk: is no hyperparam"),
         (["train", "dreambooth-lora", "--dataset", "d", "--adapter", "a", "--set", "rank=x"], "rank: is 'x'"),
         (["train", "dreambooth-lora", "--dataset", "d", "--adapter", "a", "--set", "rank"], "FIELD=VALUE"),
+        (
+            ["train", "lora", "--dataset", "d", "--adapter", "a", "--concept", "dataset=c;prompt=p"],
+            "prompt: is no field",
+        ),
         (["train", "dreambooth-lora", "--dataset", "d"], "Missing option '--adapter'"),
         (["generate", "--prompt", "p", "--out", "o", "--adapter", "fox:x"], "is no number"),
         (["generate", "--prompt", "p", "--out", "o", "--steps", "0"], "'--steps'"),

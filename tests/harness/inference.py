@@ -64,7 +64,7 @@ def random_factors(
     """An adapter with random factors for the layers whose name holds `layers`, strong enough to be seen."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name, (out, *inner) in weight_shapes(base.unet).items():
+    for name, (out, *inner) in weight_shapes(base.denoiser).items():
         if layers in name:
             a = torch.randn(rank, *inner, generator=generator) / inner[0] ** 0.5
             factors[name] = LowRank(a=a, b=torch.randn(out, rank, generator=generator) * strength)
@@ -75,7 +75,7 @@ def publish(
     registry: RegistryClient, base: Base, adapter: str, factors: Mapping[str, LowRank], **fields: object
 ) -> registry_pb2.Version:
     """Publishes an adapter's next version, for this base model unless `fields` say otherwise."""
-    return publish_file(registry, base, adapter, write_adapter_file(factors), **fields)
+    return publish_file(registry, base, adapter, write_adapter_file({"unet": factors}), **fields)
 
 
 def publish_file(

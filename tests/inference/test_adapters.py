@@ -159,7 +159,7 @@ def of_shapes(*shapes: tuple[int, ...]) -> bytes:
 
 
 def wide(base: Base) -> bytes:
-    tensors = safetensors.torch.load(write_adapter_file(random_factors(base, seed=1, layers=ATTENTION)))
+    tensors = safetensors.torch.load(write_adapter_file({"unet": random_factors(base, seed=1, layers=ATTENTION)}))
     return safetensors.torch.save({name: torch.cat([tensor, tensor], dim=-1) for name, tensor in tensors.items()})
 
 
@@ -167,7 +167,7 @@ def wide(base: Base) -> bytes:
     ("make", "cause"),
     [
         (wide, "ADAPTER_SHAPE_MISMATCH"),
-        (lambda base: write_adapter_file(random_factors(base, seed=1, rank=17)), "ADAPTER_RANK_TOO_HIGH"),
+        (lambda base: write_adapter_file({"unet": random_factors(base, seed=1, rank=17)}), "ADAPTER_RANK_TOO_HIGH"),
         (lambda _: safetensors.torch.save({"unet.nowhere.lora_A.weight": torch.ones(1)}), "ADAPTER_KEY_MISSING"),
         (lambda _: safetensors.torch.save({"anything": torch.ones(1)}), "ADAPTER_KEY_UNKNOWN"),
         (lambda _: of_shapes((), ()), "ADAPTER_SHAPE_MISMATCH"),
@@ -219,7 +219,7 @@ def test_adapters_that_would_act_in_part_only_are_refused(
 ) -> None:
     registry.create_adapter("pivotal")
     contents = {
-        WEIGHTS: write_adapter_file(random_factors(base, seed=1, layers=ATTENTION)),
+        WEIGHTS: write_adapter_file({"unet": random_factors(base, seed=1, layers=ATTENTION)}),
         "learned_embeds.safetensors": safetensors.torch.save({"clip_l": torch.ones(1, 256)}),
     }
     own_base = BaseModel(model=base.name, digest=base.digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import struct
 import uuid
 import zlib
@@ -15,10 +16,12 @@ from PIL import ExifTags, Image
 
 from atelier.client import TrainerClient
 from atelier.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PermissionDeniedError
+from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from atelier.rpc.status import translated_errors
+from atelier.storage.blobs import BlobStore, content_key
 from tests.harness.trainer import EXAMPLES, TrainerServer, image_bytes
 
 
@@ -72,6 +75,61 @@ def test_a_dataset_comes_back_as_it_was_sent(trainer: TrainerClient) -> None:
     assert [image.caption for image in created.images] == [caption for _, _, caption in contents]
     assert [image.file.sha256 for image in created.images] == [hashlib.sha256(c).hexdigest() for _, c, _ in contents]
     assert {(image.width, image.height) for image in created.images} == {(128, 128)}
+
+
+def _mask(size: tuple[int, int] = (64, 64), *, level: int = 255) -> bytes:
+    return _saved(Image.new("L", size, level))
+
+
+def test_masks_come_back_and_count_in_the_digest(trainer: TrainerClient, seaweedfs: SeaweedFS) -> None:
+    images = [("a.png", image_bytes(0), "a fox"), ("b.png", image_bytes(1), "")]
+    plain = trainer.create_dataset("plain", images)
+    masked = trainer.create_dataset("masked", images, masks={"b.png": ("b-mask.png", _mask())})
+    assert trainer.dataset("masked") == masked
+    assert [image.HasField("mask") for image in masked.images] == [False, True]
+    mask = masked.images[1].mask
+    assert (mask.path, mask.size_bytes, mask.sha256) == (
+        "b-mask.png",
+        len(_mask()),
+        hashlib.sha256(_mask()).hexdigest(),
+    )
+    assert BlobStore(seaweedfs.s3_config("trainer")).get(content_key(mask.sha256)) == _mask()
+    other = trainer.create_dataset("other", images, masks={"b.png": ("b-mask.png", _mask(level=9))})
+    assert len({plain.digest, masked.digest, other.digest}) == 3
+
+
+def test_the_digest_of_a_dataset_without_masks_is_over_names_contents_and_captions(trainer: TrainerClient) -> None:
+    content = image_bytes()
+    created = trainer.create_dataset("digest", [("a.png", content, "a fox")])
+    listed = json.dumps([["a.png", hashlib.sha256(content).hexdigest(), "a fox"]])
+    assert created.digest == f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
+
+
+BAD_MASKS = {
+    "another size": (("m.png", _mask((64, 32))), "MASK_SIZE", "spec.dataset.images[1].mask"),
+    "no image": (("m.png", b"this is not an image"), "IMAGE_UNREADABLE", "spec.dataset.images[1].mask"),
+    "empty": (("m.png", b""), "INVALID_FIELD", "spec.dataset.images[1].mask.size_bytes"),
+    "the image's name": (("b.png", _mask()), "INVALID_FIELD", "spec.dataset.images[1].mask.path"),
+    "in a folder": (("masks/b.png", _mask()), "INVALID_FIELD", "spec.dataset.images[1].mask.path"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MASKS)
+def test_a_bad_mask_is_refused_by_its_field(trainer: TrainerClient, case: str) -> None:
+    mask, reason, field = BAD_MASKS[case]
+    images = [("a.png", image_bytes(), ""), ("b.png", image_bytes(1), ""), ("c.png", image_bytes(2), "")]
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_dataset("bad", images, masks={"a.png": ("a-mask.png", _mask()), "b.png": mask})
+    assert (caught.value.reason, caught.value.violations[0].field) == (reason, field)
+    with pytest.raises(NotFoundError):
+        trainer.dataset("bad")
+
+
+def test_a_bad_image_after_a_mask_is_refused_by_its_own_field(trainer: TrainerClient) -> None:
+    images = [("a.png", image_bytes(), ""), ("b.png", b"", "")]
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_dataset("bad", images, masks={"a.png": ("a-mask.png", _mask())})
+    assert caught.value.violations[0].field == "spec.dataset.images[1].file.size_bytes"
 
 
 GOOD_IMAGES = {

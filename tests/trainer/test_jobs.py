@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import uuid
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from atelier.client import TrainerClient
 from atelier.errors import (
@@ -14,6 +16,7 @@ from atelier.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
 )
 from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
@@ -33,6 +36,27 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "class prompt of 100 kB": ({"class_prompt": "x" * 100_000}, "job.class_prompt"),
     "empty validation prompt": ({"validation_prompts": ["a", ""]}, "job.validation_prompts[1]"),
     "17 validation prompts": ({"validation_prompts": ["a"] * 17}, "job.validation_prompts"),
+}
+THREE_CAPTIONS = ["a photo of TOK", "TOK, in snow", "a TOK"]
+BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
+    "of a method that has none": ({"method": "lora", "placeholder_token": "TOK"}, "job.placeholder_token"),
+    "two words": ({"placeholder_token": "my fox"}, "job.placeholder_token"),
+    "with brackets": ({"placeholder_token": "<fox>"}, "job.placeholder_token"),
+    "of 33 characters": ({"placeholder_token": "x" * 33}, "job.placeholder_token"),
+    "in no prompt": ({"instance_prompt": "a photo of a fox"}, "job.instance_prompt"),
+    "a part of a word": ({"instance_prompt": "a photo of TOKs"}, "job.instance_prompt"),
+}
+BAD_CONCEPTS: dict[str, tuple[dict[str, Any], str]] = {
+    "malformed dataset": ({"dataset": "cat"}, "dataset"),
+    "no prompt": ({"instance_prompt": ""}, "instance_prompt"),
+    "prompt of 100 kB": ({"instance_prompt": "x" * 100_000}, "instance_prompt"),
+    "class prompt of 100 kB": ({"class_prompt": "x" * 100_000}, "class_prompt"),
+    "negative repeats": ({"repeats": -1}, "repeats"),
+    "101 repeats": ({"repeats": 101}, "repeats"),
+    "no token": ({"placeholder_token": ""}, "placeholder_token"),
+    "the first's token": ({"placeholder_token": "FOX"}, "placeholder_token"),
+    "a token with the first's in it": ({"placeholder_token": "FOX-2"}, "placeholder_token"),
+    "token in no prompt": ({"instance_prompt": "a photo of FOX"}, "instance_prompt"),
 }
 BAD_CONFIGS: dict[str, Any] = {
     "max_train_steps": 0,
@@ -84,6 +108,113 @@ def test_captions_for_all_images_need_no_instance_prompt(trainer: TrainerClient)
     job = quick_job(captioned.name)
     job.ClearField("instance_prompt")
     assert trainer.create_job(job, validate_only=True).instance_prompt == ""
+
+
+def words_job(dataset: str, **changes: Any) -> pb.Job:
+    """A job of a method that learns embeddings; it is only checked here."""
+    fields = {"method": "textual-inversion", "adapter": "fox", "instance_prompt": "a photo of TOK", **changes}
+    return pb.Job(dataset=dataset, **fields)
+
+
+def two_words_job(dataset: str, changes: dict[str, Any] | None = None) -> pb.Job:
+    """One with a further concept; `changes` are its."""
+    concept = {"dataset": dataset, "instance_prompt": "a CAT", "placeholder_token": "CAT", **(changes or {})}
+    own = {"instance_prompt": "a photo of FOX", "placeholder_token": "FOX"}
+    return words_job(dataset, concepts=[pb.Concept(**concept)], **own)
+
+
+@pytest.mark.parametrize("case", BAD_TOKENS)
+def test_a_bad_placeholder_token_is_refused_by_its_field(trainer: TrainerClient, dataset: str, case: str) -> None:
+    changes, field = BAD_TOKENS[case]
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_job(words_job(dataset, **changes), validate_only=True)
+    assert caught.value.violations[0].field == field
+
+
+@pytest.mark.parametrize("method", ["textual-inversion", "pivotal"])
+def test_tok_is_the_placeholder_token_unless_another_is_given(
+    trainer: TrainerClient, dataset: str, method: str
+) -> None:
+    checked = trainer.create_job(words_job(dataset, method=method), validate_only=True)
+    assert checked.placeholder_token == "TOK"
+    own = words_job(dataset, method=method, placeholder_token="my-fox", instance_prompt="a my-fox, red")
+    assert trainer.create_job(own, validate_only=True).placeholder_token == "my-fox"
+
+
+def test_captions_with_the_placeholder_token_need_it_in_no_prompt(trainer: TrainerClient) -> None:
+    images = [(f"{index}.png", image_bytes(index), caption) for index, caption in enumerate(THREE_CAPTIONS)]
+    captioned = trainer.create_dataset("captioned", images)
+    job = words_job(captioned.name, instance_prompt="")
+    assert trainer.create_job(job, validate_only=True).placeholder_token == "TOK"
+    job.placeholder_token = "FOX"
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_job(job, validate_only=True)
+    assert caught.value.reason == "PLACEHOLDER_TOKEN_MISSING"
+
+
+@pytest.mark.parametrize("case", BAD_CONCEPTS)
+def test_a_bad_concept_is_refused_by_its_field(trainer: TrainerClient, dataset: str, case: str) -> None:
+    changes, field = BAD_CONCEPTS[case]
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_job(two_words_job(dataset, changes), validate_only=True)
+    assert caught.value.violations[0].field == f"job.concepts[0].{field}"
+
+
+def test_concepts_come_back_as_they_were_sent(trainer: TrainerClient, dataset: str) -> None:
+    tenant = dataset.split("/")[1]
+    cats = trainer.create_dataset("cats", [("cat.png", image_bytes(7), "")]).name
+    job = quick_job(dataset, max_train_steps=3)
+    job.concepts.add(dataset=cats, instance_prompt="a photo of a zwx cat", class_prompt="a cat", repeats=3)
+    job.concepts.add(dataset="tenants/-/datasets/small", instance_prompt="a fox again")
+    created = trainer.create_job(job, job_id="concepts")
+    trainer.cancel("concepts")
+    assert list(created.concepts) == [
+        pb.Concept(dataset=cats, instance_prompt="a photo of a zwx cat", class_prompt="a cat", repeats=3),
+        pb.Concept(dataset=f"tenants/{tenant}/datasets/small", instance_prompt="a fox again", repeats=1),
+    ]
+    assert trainer.job("concepts").concepts == created.concepts
+    checked = trainer.create_job(two_words_job(dataset), validate_only=True)
+    assert [checked.placeholder_token, checked.concepts[0].placeholder_token] == ["FOX", "CAT"]
+
+
+def test_more_than_15_further_concepts_are_refused(trainer: TrainerClient, dataset: str) -> None:
+    job = quick_job(dataset)
+    job.concepts.extend([pb.Concept(dataset=dataset, instance_prompt="a fox")] * 15)
+    trainer.create_job(job, validate_only=True)
+    job.concepts.add(dataset=dataset, instance_prompt="a fox")
+    with pytest.raises(InvalidArgumentError) as caught:
+        trainer.create_job(job, validate_only=True)
+    assert caught.value.violations[0].field == "job.concepts"
+
+
+def test_a_concept_s_dataset_must_be_there_and_the_caller_s(trainer: TrainerClient, dataset: str) -> None:
+    job = quick_job(dataset)
+    concept = job.concepts.add(dataset="tenants/-/datasets/nothing", instance_prompt="a cat")
+    with pytest.raises(NotFoundError, match=r"job\.concepts\[0\]\.dataset") as caught:
+        trainer.create_job(job)
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+    concept.dataset = "tenants/somebody-else/datasets/small"
+    with pytest.raises(PermissionDeniedError, match=r"job\.concepts\[0\]\.dataset"):
+        trainer.create_job(job)
+    with pytest.raises(PermissionDeniedError, match=r"jobs\[0\]\.concepts\[0\]\.dataset"):
+        trainer.create_batch([job])
+
+
+def test_warnings_about_images_come_with_the_job(trainer: TrainerClient) -> None:
+    contents = [image_bytes(0), image_bytes(0), image_bytes(1, size=(64, 200))]
+    images = [(f"{index}.png", content, "") for index, content in enumerate(contents)]
+    mask = io.BytesIO()
+    Image.new("L", (64, 64)).save(mask, "PNG")
+    spoilt = trainer.create_dataset("spoilt", images, masks={"0.png": ("m.png", mask.getvalue())}).name
+    created = trainer.create_job(quick_job(spoilt, resolution=128), job_id="warned")
+    trainer.cancel("warned")
+    assert list(created.warnings) == [
+        "exact duplicates: 1.png (of 0.png)",
+        "enlarged to the resolution of 128: 0.png (2 times), 1.png (2 times), 2.png (2 times)",
+        "cut to a square, which aspect_ratio_buckets would avoid: 2.png (68% lost)",
+        "masks that are black all over, so nothing of the image counts: 0.png",
+    ]
+    assert trainer.job("warned").warnings == created.warnings
 
 
 def test_steps_of_100000_are_refused(trainer: TrainerClient, dataset: str) -> None:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import StableDiffusionPipeline
 
 from atelier.diffusion.adapter_file import FILE_NAME
 from atelier.diffusion.base import Base, load_base
 from atelier.errors import InvalidArgumentError
 from services.trainer.methods import load_train, resolve_config
 from services.trainer.methods.base import Evaluated, Finished, StepDone, TrainingImage, TrainingJob
+from tests.harness.families import tiny_stable_diffusion
 
 _ROOT = Path(__file__).parents[2]
 
@@ -28,41 +22,7 @@ _ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     """Stable Diffusion 1.x in miniature, with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = CLIPTokenizer.from_pretrained(_ROOT / "models" / "emoji-sd" / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-    )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
-    pipeline: Any = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    folder = tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny")
     return load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
 
 

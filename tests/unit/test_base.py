@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from atelier.diffusion.base import Base, decode_latents, encode_images, encode_prompts, load_base, model_digest
+from atelier.diffusion.base import Base, load_base, model_digest
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.sampler import SamplingConfig, sample
 from atelier.diffusion.schedulers import make_scheduler, scheduler_names
 from atelier.errors import InvalidArgumentError
@@ -30,7 +31,7 @@ def copy_with(base: Base, folder: Path, file: str, **changes: object) -> Path:
     return copy
 
 
-def test_everything_is_frozen_and_float32(base: Base) -> None:
+def test_everything_is_frozen_and_float32(base: StableDiffusion) -> None:
     for model in (base.unet, base.vae, base.text_encoder):
         assert not model.training
         assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.parameters())
@@ -53,7 +54,7 @@ def test_a_digest_depends_on_contents_and_not_on_the_folder_s_name(base: Base, t
         (
             "model_index.json",
             {"_class_name": "FluxPipeline"},
-            "is a FluxPipeline; supported is StableDiffusionPipeline",
+            "is a FluxPipeline; supported are StableDiffusionPipeline, StableDiffusionXLPipeline",
         ),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "its text_encoder is a T5Encoder"),
         ("vae/diffusion_pytorch_model.safetensors", {}, "its vae has no safetensors weights"),
@@ -67,17 +68,17 @@ def test_unsupported_folders_are_refused(
 
 
 def test_prompts_are_encoded_row_by_row_and_cut_to_the_window(base: Base) -> None:
-    both = encode_prompts(base, ["a fox", "a word " * 500])
+    both = base.encode_prompts(["a fox", "a word " * 500]).text
     assert both.shape == (2, 77, 256)
     assert torch.isfinite(both).all()
-    torch.testing.assert_close(encode_prompts(base, ["a fox"]), both[:1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(base.encode_prompts(["a fox"]).text, both[:1], rtol=0, atol=1e-5)
 
 
-def test_images_survive_the_autoencoder(base: Base) -> None:
+def test_images_survive_the_autoencoder(base: StableDiffusion) -> None:
     image = torch.from_numpy(np.array(Image.open(_ROOT / "examples" / "fox" / "02.png").convert("RGB"))).unsqueeze(0)
-    latents = encode_images(base, image)
+    latents = base.encode_images(image)
     assert latents.shape == (1, 4, 16, 16)
-    assert (decode_latents(base, latents).float() - image.float()).abs().mean() < 8
+    assert (base.decode_latents(latents).float() - image.float()).abs().mean() < 8
 
 
 def test_samples_equal_plain_diffusers(base: Base) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from atelier.errors import InvalidArgumentError
-from services.trainer.images import open_upright
+from services.trainer.images import open_mask, open_upright
 
 FIELD = "spec.dataset.images[0].file"
 
@@ -100,6 +100,26 @@ def test_of_a_jpeg_with_further_pictures_the_first_is_taken() -> None:
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, getattr(image, "n_frames", 1)) == ("MPO", 2)
     assert (np.asarray(opened(content)) == np.asarray(opened(encoded(picture(0), "JPEG")))).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16"])
+def test_masks_are_grey_whatever_their_mode(mode: str) -> None:
+    grey = Image.new("L", (64, 64), 0)
+    grey.paste(255, (0, 0, 32, 64))
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    mask = open_mask(io.BytesIO(encoded(image)), FIELD, "a.png", size=(64, 64))
+    assert mask.mode == "L"
+    assert (np.asarray(mask) == np.asarray(grey)).all()
+
+
+def test_a_mask_is_turned_and_has_its_image_s_upright_size() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = encoded(Image.new("L", (64, 32)), exif=exif)
+    assert open_mask(io.BytesIO(turned), FIELD, "m.png", size=(32, 64)).size == (32, 64)
+    with pytest.raises(InvalidArgumentError, match=r"'m\.png' has 32 × 64 pixels; .* as its image, 64 × 32") as bad:
+        open_mask(io.BytesIO(turned), FIELD, "m.png", size=(64, 32))
+    assert bad.value.reason == "MASK_SIZE"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

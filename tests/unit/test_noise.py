@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenScheduler
 
+from atelier.diffusion.base import Base
 from atelier.errors import FailedPreconditionError
-from services.trainer.training.noise import NoiseProcess, seeded_generator
+from services.trainer.training.noise import CosineNoise, NoiseProcess, noise_process, seeded_generator
 
 _CPU = torch.device("cpu")
 _TIMESTEPS = torch.tensor([0, 10, 500, 900, 999])
@@ -73,3 +78,35 @@ def test_timesteps_cover_the_whole_range_evenly() -> None:
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(FailedPreconditionError, match="none of epsilon, v_prediction, sample"):
         NoiseProcess(make_config("epsilon") | {"prediction_type": "flow"}, _CPU)
+
+
+@pytest.mark.parametrize("scaler", [0.5, 1.0, 2.0])
+def test_cosine_noise_equals_diffusers(scaler: float) -> None:
+    scheduler: Any = DDPMWuerstchenScheduler(scaler=scaler)
+    process = CosineNoise(dict(scheduler.config), _CPU)
+    latents, noise = torch.randn(2, 7, 16, 3, 3)
+    timesteps = torch.tensor([0.0, 1e-3, 0.2, 0.5, 0.8, 0.999, 1.0])
+    ours = process.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(ours, scheduler.add_noise(latents, noise, timesteps), rtol=1e-5, atol=1e-5)
+    assert torch.equal(process.target(latents, noise, timesteps), noise)
+
+
+def test_cosine_noise_weighs_by_min_snr_and_draws_evenly() -> None:
+    process = CosineNoise({}, _CPU)
+    timesteps = torch.tensor([0.0, 0.1, 0.5, 1.0])
+    alpha = process.add_noise(torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1), timesteps).flatten().square()
+    snr = alpha / (1 - alpha)
+    torch.testing.assert_close(process.loss_weights(timesteps, 5.0), snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0)
+    assert torch.equal(process.loss_weights(timesteps, 0.0), torch.ones(4))
+    drawn = torch.stack([process.draw_timesteps(4, seeded_generator(0, "t", i)) for i in range(500)])
+    assert drawn.dtype == torch.float32
+    assert drawn.sort(dim=1).values.mul(4).floor().clamp(max=3).eq(torch.arange(4)).all()
+    assert drawn[:, 0].mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_process_is_the_base_s_own(base: Base) -> None:
+    process = noise_process(base)
+    assert type(process) is NoiseProcess
+    assert (process.prediction_type, process.num_timesteps) == ("v_prediction", 1000)
+    cascade = replace(base, scheduler_config={"_class_name": "DDPMWuerstchenScheduler", "s": 0.008, "scaler": 1.0})
+    assert type(noise_process(cascade)) is CosineNoise

@@ -4,42 +4,83 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import InvalidArgumentError
-from services.trainer.methods import dreambooth_lora_defaults
+from atelier.errors import FieldViolation, InvalidArgumentError
+from atelier.nearest import did_you_mean
+from services.trainer.methods import defaults, used_fields
 from services.trainer.methods.base import Method, Train
-from services.trainer.training.config import BaseFacts, TrainingConfig, complete_config
+from services.trainer.methods.recipes import find_recipe
+from services.trainer.training.base_facts import BaseFacts
+from services.trainer.training.config import TrainingConfig, complete_config
+from services.trainer.training.limits import FIELD_PREFIX, raise_violations
 
 METHODS: Mapping[str, Method] = {
+    "dreambooth": Method(
+        module="services.trainer.methods.dreambooth", fields=used_fields.DREAMBOOTH, defaults=defaults.dreambooth
+    ),
     "dreambooth-lora": Method(
-        module="services.trainer.methods.dreambooth_lora", defaults=dreambooth_lora_defaults.defaults
+        module="services.trainer.methods.dreambooth_lora",
+        fields=used_fields.DREAMBOOTH_LORA,
+        defaults=defaults.dreambooth_lora,
+    ),
+    "lora": Method(module="services.trainer.methods.lora", fields=used_fields.LORA, defaults=defaults.lora),
+    "pivotal": Method(module="services.trainer.methods.pivotal", fields=used_fields.PIVOTAL, defaults=defaults.pivotal),
+    "textual-inversion": Method(
+        module="services.trainer.methods.textual_inversion",
+        fields=used_fields.TEXTUAL_INVERSION,
+        defaults=defaults.textual_inversion,
     ),
 }
+_ALL_FIELDS = frozenset(f.name for f in fields(TrainingConfig))
 
 
 def find_method(name: str) -> Method:
     """Raises InvalidArgumentError, with the names that are allowed, when there is no such method."""
     if name not in METHODS:
         raise InvalidArgumentError(
-            "method", f"{name[:64]!r} is none of {', '.join(sorted(METHODS))}", reason="METHOD_UNKNOWN"
+            "method",
+            f"{name[:64]!r} is no method; {did_you_mean(name, METHODS)}there are {', '.join(METHODS)}",
+            reason="METHOD_UNKNOWN",
         )
     return METHODS[name]
 
 
-def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path) -> TrainingConfig:
-    """A job's complete hyperparameters: what its request set over the method's defaults for this base model.
+def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path, recipe: str = "") -> TrainingConfig:
+    """A job's complete hyperparameters: what its request set, over its recipe, over the service's own values.
+
+    Args:
+        recipe: name of a recipe; empty for none.
 
     Raises:
-        InvalidArgumentError: an unknown method, an unknown hyperparameter, or a value outside its limits; the fields
-            are a job's, such as `config.rank`.
+        InvalidArgumentError: an unknown method, recipe or hyperparameter, a value outside its limits, or one of a
+            hyperparameter that the method does not use; the fields are a job's, such as `config.rank`.
+        FailedPreconditionError: the base model is of no supported family.
     """
+    found = find_method(method)
     facts = BaseFacts.read(base_path)
-    return complete_config(overrides, find_method(method).defaults(facts), facts)
+    values = found.defaults(facts)
+    if recipe:
+        values |= find_recipe(recipe, method, facts.family).settings
+    unused = {name: value for name, value in overrides.items() if name in _ALL_FIELDS - found.fields}
+    used = {name: value for name, value in overrides.items() if name not in unused}
+    config = complete_config(used, values, facts, used=found.fields)
+    # What an answered job holds may be sent again: there, unused fields have the values that they have here.
+    idle = [name for name, value in unused.items() if value != getattr(config, name)]
+    raise_violations([_unused(name, method) for name in idle])
+    return config
 
 
 def load_train(method: str) -> Train:
-    """The method's `train` function. Imports torch."""
-    train: Train = importlib.import_module(find_method(method).module).train
+    """Runs jobs of a method: `training.run.run`. Imports torch."""
+    run = importlib.import_module("services.trainer.training.run").run
+    train: Train = partial(run, importlib.import_module(find_method(method).module).METHOD)
     return train
+
+
+def _unused(name: str, method: str) -> FieldViolation:
+    users = ", ".join(each for each in METHODS if name in METHODS[each].fields)
+    return FieldViolation(FIELD_PREFIX + name, f"is not used by {method}; only by {users}")

@@ -1,11 +1,30 @@
-"""Tensors that later jobs may want again."""
+"""Tensors that later jobs may want again: in memory, and where there is one, in a store that workers share."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Protocol
 
+import safetensors.torch
 import torch
+
+from atelier.errors import AtelierError, NotFoundError
+from atelier.storage.blobs import BlobStore
+
+_KEY = "tensor"
+
+
+class TensorStore(Protocol):
+    """Keeps tensors by the digest of what they were made from."""
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """The key's tensor on the CPU, if it is there."""
+        ...
+
+    def put(self, key: str, tensor: torch.Tensor) -> None:
+        """Keeps a tensor."""
+        ...
 
 
 class TensorCache:
@@ -31,3 +50,33 @@ class TensorCache:
         while self._bytes > self._max_bytes:
             _, dropped = self._tensors.popitem(last=False)
             self._bytes -= dropped.nbytes
+
+
+class SharedTensors:
+    """Tensors in S3, behind a `TensorCache`. They can be made again, so a store that is away is no error."""
+
+    def __init__(self, blobs: BlobStore, folder: str, *, max_bytes: int) -> None:
+        self._blobs, self._folder = blobs, folder
+        self._memory = TensorCache(max_bytes=max_bytes)
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """From memory, else from S3; None when it is in neither or S3 is away."""
+        found = self._memory.get(key)
+        if found is None:
+            try:
+                found = safetensors.torch.load(self._blobs.get(self._path(key)))[_KEY]
+            except (NotFoundError, AtelierError):
+                return None
+            self._memory.put(key, found)
+        return found
+
+    def put(self, key: str, tensor: torch.Tensor) -> None:
+        """In memory, and in S3 if it is there."""
+        self._memory.put(key, tensor)
+        try:
+            self._blobs.put(self._path(key), safetensors.torch.save({_KEY: tensor.contiguous()}))
+        except AtelierError:
+            return
+
+    def _path(self, key: str) -> str:
+        return f"{self._folder}/{key}.safetensors"

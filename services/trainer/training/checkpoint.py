@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,23 +18,31 @@ from atelier.diffusion.safetensors_header import check_safetensors_header
 from atelier.errors import FailedPreconditionError
 from services.trainer.methods.base import TrainingJob
 from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.optimizers import load_optimizer, save_optimizer
+from services.trainer.training.validation import Validations
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-def save_checkpoint(loop: TrainingLoop, job: TrainingJob) -> bytes:
+def save_checkpoint(loop: TrainingLoop, job: TrainingJob, validations: Validations) -> bytes:
     """The loop's state after its last step, tied to the job and the base model."""
-    tensors = {}
-    for name, parameter in loop.parameters.items():
-        state = loop.optimizer.state[parameter]
-        tensors[f"parameter.{name}"] = parameter.detach()
-        tensors.update({f"{moment}.{name}": state[moment] for moment in _MOMENTS})
-    progress = {"step": loop.step, "smoothed_loss": loop.smoothed_loss, "job": _identity(job, loop.base.digest)}
-    contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    tensors, optimizer = save_optimizer(loop.optimizer, loop.groups)
+    tensors |= _prefixed("parameter", loop.student.parameters())
+    tensors |= _prefixed("buffer", loop.student.buffers())
+    tensors |= _prefixed("best", validations.best_weights)
+    progress = {
+        "job": _identity(job, loop.student.bare.digest),
+        "step": loop.step,
+        "smoothed_loss": loop.smoothed_loss,
+        "stopped_early": loop.stopped_early,
+        "optimizer": optimizer,
+        "scaler": loop.scaler.state_dict(),
+        "fixed_losses": loop.early_stop.state() if loop.early_stop else [],
+        "validations": validations.state(),
+    }
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     return safetensors.torch.save(contiguous, metadata={"progress": json.dumps(progress)})
 
 
-def load_checkpoint(contents: bytes, loop: TrainingLoop, job: TrainingJob) -> None:
+def load_checkpoint(contents: bytes, loop: TrainingLoop, job: TrainingJob, validations: Validations) -> None:
     """Puts a loop where `save_checkpoint` left it.
 
     Raises:
@@ -40,17 +50,27 @@ def load_checkpoint(contents: bytes, loop: TrainingLoop, job: TrainingJob) -> No
         FailedPreconditionError: a checkpoint of another job, configuration or base model.
     """
     header = check_safetensors_header(contents, field="checkpoint")
-    progress = json.loads(header.metadata.get("progress", "{}"))
-    if progress.get("job") != _identity(job, loop.base.digest):
+    progress: dict[str, Any] = json.loads(header.metadata.get("progress", "{}"))
+    if progress.get("job") != _identity(job, loop.student.bare.digest):
         raise FailedPreconditionError("the checkpoint belongs to another job", reason="CHECKPOINT_MISMATCH")
     tensors = safetensors.torch.load(contents)
-    for name, parameter in loop.parameters.items():
+    for name, parameter in loop.student.parameters().items():
         parameter.data.copy_(tensors[f"parameter.{name}"])
-        loop.optimizer.state[parameter] = {
-            "step": torch.tensor(float(progress["step"]), device=parameter.device),
-            **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
-        }
+    for name, buffer in loop.student.buffers().items():
+        buffer.copy_(tensors[f"buffer.{name}"])
+    load_optimizer(loop.optimizer, loop.groups, tensors, progress["optimizer"])
+    if progress["scaler"]:
+        loop.scaler.load_state_dict(progress["scaler"])
+    if loop.early_stop:
+        loop.early_stop.restore(progress["fixed_losses"])
+    best = {key.removeprefix("best."): tensor for key, tensor in tensors.items() if key.startswith("best.")}
+    validations.restore(progress["validations"], best)
     loop.step, loop.smoothed_loss = progress["step"], progress["smoothed_loss"]
+    loop.stopped_early = progress["stopped_early"]
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _identity(job: TrainingJob, base_digest: str) -> str:
@@ -60,7 +80,10 @@ def _identity(job: TrainingJob, base_digest: str) -> str:
         "config": asdict(job.config),
         "dataset": job.dataset_digest,
         "captions": [image.caption for image in job.images],
-        "prompts": [job.instance_prompt, job.class_prompt],
+        "concepts": [
+            [concept.instance_prompt, concept.class_prompt, concept.placeholder_token, concept.repeats]
+            for concept in job.concepts
+        ],
         "base": base_digest,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Validation images and their scores, the base model's beside the adapter's.
+"""Scores of a job's result, the base model's beside the adapter's.
 
 Both draw the same prompts with the same seeds; the base's prompts have the class's words in place of the instance's,
 since it has never heard of the instance. CLIP-T is measured against the class's words for both.
@@ -7,86 +7,118 @@ since it has never heard of the instance. CLIP-T is measured against the class's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from atelier.diffusion.base import Base
+from atelier.diffusion import scores as measures
+from atelier.diffusion.dino import DinoScorer
 from atelier.diffusion.sampler import SamplingConfig, sample
 from atelier.diffusion.scorer import ClipScorer
-from atelier.diffusion.slots import TrainingSlots
 from services.trainer.methods.base import Evaluated, Scores, TrainingJob
-from services.trainer.training.data import to_class_words
+from services.trainer.training.examples import load_squares
+from services.trainer.training.prompts import to_class_words
+from services.trainer.training.student import Student
 
 # Images per prompt: few prompts get more of them, so that a score is a mean of at least this many where it can be.
 _IMAGES = 16
 _MAX_IMAGES_PER_PROMPT = 4
+# Of each class prompt, for PRES and DIV.
+_CLASS_IMAGES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorers:
+    """The models that score images of one base model; DINO is the operator's to give."""
+
+    clip: ClipScorer
+    dino: DinoScorer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores, if there was a scorer; for each prompt the adapter's first image (uint8 [N, height, width, 3])."""
+    """The scores, if there were scorers; for each prompt one image of the adapter (uint8 [N, height, width, 3])."""
 
     scores: Evaluated | None
     samples: torch.Tensor
 
 
 def validation_prompts(job: TrainingJob) -> list[str]:
-    """The job's, or its instance prompt (or first caption) where it has none."""
-    return list(job.validation_prompts) or [job.instance_prompt or job.images[0].caption]
+    """The job's, or what each concept's first image is learnt with where it has none."""
+    first = [concept.instance_prompt or concept.images[0].caption for concept in job.concepts]
+    return list(job.validation_prompts) or list(dict.fromkeys(first))
 
 
-def draw(
-    base: Base,
-    job: TrainingJob,
-    prompts: Sequence[str],
-    slots: TrainingSlots | None,
-    *,
-    per_prompt: int,
-    check_stop: Callable[[], None],
-) -> torch.Tensor:
-    """Draws `per_prompt` images of each prompt, with the slots' adapter or, without slots, with the bare base.
+class Evaluator:
+    """Draws and scores for one job.
 
-    `check_stop` may raise at any denoising step.
+    Args:
+        check_stop: may raise at any denoising step.
     """
-    seeds = [job.config.seed + i for i in range(per_prompt)]
-    with slots.bind(slots.gather()) if slots else nullcontext(), torch.no_grad():
-        return sample(
-            base,
-            [prompt for prompt in prompts for _ in seeds],
-            seeds * len(prompts),
-            SamplingConfig(size=job.config.resolution),
-            before_step=check_stop,
+
+    def __init__(
+        self, student: Student, job: TrainingJob, scorers: Scorers | None, check_stop: Callable[[], None]
+    ) -> None:
+        self.student, self.job, self.scorers, self.check_stop = student, job, scorers, check_stop
+        self.references = load_squares(job)
+        self._sampling = SamplingConfig(size=job.config.resolution)
+
+    def evaluate(self) -> Evaluation:
+        """Scores base and adapter on the validation prompts and on the class prompts."""
+        prompts = validation_prompts(self.job)
+        if self.scorers is None:
+            return Evaluation(scores=None, samples=self.draw(prompts, 1))
+        per_prompt = max(1, min(_MAX_IMAGES_PER_PROMPT, _IMAGES // len(prompts)))
+        classes = list(dict.fromkeys(concept.class_prompt for concept in self.job.concepts if concept.class_prompt))
+        images = self.draw(prompts, per_prompt)
+        adapter = self.score(images, prompts, self.draw(classes, _CLASS_IMAGES) if classes else None)
+        base = self.score(
+            self.draw_bare(self.class_words(prompts), per_prompt),
+            prompts,
+            self.draw_bare(classes, _CLASS_IMAGES) if classes else None,
         )
+        return Evaluation(scores=Evaluated(base=base, adapter=adapter), samples=images[::per_prompt])
 
+    def rehearse(self) -> None:
+        """Draws as many rows at once as any drawing will, in a single step."""
+        prompts = validation_prompts(self.job) * self._sampling.batch_size
+        rows = prompts[: self._sampling.batch_size]
+        self.student.draw(rows, [0] * len(rows), replace(self._sampling, steps=1), self.check_stop)
 
-def evaluate(
-    base: Base,
-    scorer: ClipScorer | None,
-    job: TrainingJob,
-    slots: TrainingSlots,
-    references: torch.Tensor,
-    check_stop: Callable[[], None],
-) -> Evaluation:
-    """Scores base and adapter on the validation prompts; `references` are the training images.
+    def draw(self, prompts: Sequence[str], per_prompt: int) -> torch.Tensor:
+        """Images of each prompt with the adapter, one prompt after the other."""
+        return self.student.draw(*self._rows(prompts, per_prompt), self._sampling, self.check_stop)
 
-    Without a scorer, it only draws the samples. `check_stop` may raise at any denoising step.
-    """
-    prompts = validation_prompts(job)
-    if scorer is None:
-        return Evaluation(scores=None, samples=draw(base, job, prompts, slots, per_prompt=1, check_stop=check_stop))
-    per_prompt = max(1, min(_MAX_IMAGES_PER_PROMPT, _IMAGES // len(prompts)))
-    class_words = [to_class_words(prompt, job) for prompt in prompts]
-    texts = [text for text in class_words for _ in range(per_prompt)]
+    def draw_bare(self, prompts: Sequence[str], per_prompt: int) -> torch.Tensor:
+        """The same with the bare base model."""
+        return sample(self.student.bare, *self._rows(prompts, per_prompt), self._sampling, before_step=self.check_stop)
 
-    def score(images: torch.Tensor) -> Scores:
-        return Scores(
-            clip_i=scorer.clip_i(images, references).mean().item(), clip_t=scorer.clip_t(images, texts).mean().item()
-        )
+    def class_words(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the base understands them."""
+        return [to_class_words(prompt, self.job.concepts) for prompt in prompts]
 
-    with_adapter = draw(base, job, prompts, slots, per_prompt=per_prompt, check_stop=check_stop)
-    without = draw(base, job, class_words, None, per_prompt=per_prompt, check_stop=check_stop)
-    return Evaluation(
-        scores=Evaluated(base=score(without), adapter=score(with_adapter)), samples=with_adapter[::per_prompt]
-    )
+    def score(self, images: torch.Tensor, prompts: Sequence[str], class_images: torch.Tensor | None = None) -> Scores:
+        """Scores of as many images of each prompt as there are; `class_images` are `_CLASS_IMAGES` of each class."""
+        assert self.scorers is not None
+        clip, dino = self.scorers.clip, self.scorers.dino
+        references = clip.embed_images(self.references)
+        embedded = clip.embed_images(images)
+        per_prompt = len(images) // len(prompts)
+        texts = clip.embed_prompts([text for text in self.class_words(prompts) for _ in range(per_prompt)])
+        values = {
+            "clip_i": measures.mean_similarity(embedded, references),
+            "clip_t": measures.prompt_similarity(embedded, texts),
+            "nearest": measures.nearest(embedded, references),
+        }
+        if dino is not None:
+            values["dino"] = measures.mean_similarity(dino.embed_images(images), dino.embed_images(self.references))
+        if class_images is not None:
+            features = dino or clip
+            drawn = features.embed_images(class_images)
+            values["pres"] = measures.pres(drawn, features.embed_images(self.references))
+            values["div"] = measures.div(drawn, [i // _CLASS_IMAGES for i in range(len(drawn))])
+        return Scores(**values)
+
+    def _rows(self, prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
+        seeds = [self.job.config.seed + i for i in range(per_prompt)]
+        return [prompt for prompt in prompts for _ in seeds], seeds * len(prompts)

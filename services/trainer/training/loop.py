@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after the other on a job's slot.
+"""The training loop: one optimizer step after the other.
 
 Everything random in a step is drawn from generators seeded by (job seed, step), so a loop that is resumed from its
 state goes on exactly as if it had never stopped.
@@ -6,59 +6,65 @@ state goes on exactly as if it had never stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from atelier.diffusion.base import Base
-from atelier.diffusion.slots import TrainingSlots
 from atelier.errors import FailedPreconditionError
 from services.trainer.methods.base import StepDone
 from services.trainer.training.config import TrainingConfig
-from services.trainer.training.data import Examples, Prior, epoch_order
-from services.trainer.training.noise import NoiseProcess, seeded_generator
+from services.trainer.training.early_stopping import DREAMBOOTH, TEXTUAL_INVERSION, LossVarianceStop
+from services.trainer.training.loss import Lessons, NoisyRows
+from services.trainer.training.noise import seeded_generator
+from services.trainer.training.optimizers import ParameterGroup, learning_rate_factor, make_optimizer
+from services.trainer.training.student import Student
+from services.trainer.training.trainables import Trainable, WordVectors
 
 _LOSS_SMOOTHING = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class NoisyRows:
-    """Rows of a batch as the UNet sees them, what it should answer, and how much each row's error counts."""
-
-    latents: torch.Tensor
-    timesteps: torch.Tensor
-    text: torch.Tensor
-    target: torch.Tensor
-    weights: torch.Tensor
+# Below this loss scale fp16 gradients are not rescued by a smaller one.
+_MIN_LOSS_SCALE = 1.0
+# Early stopping looks at the loss on fixed noise every so many steps.
+_FIXED_LOSS_STEPS = 10
+_FIXED_BATCHES = 2
 
 
 class TrainingLoop:
-    """A job in training: its slot, its optimizer, and how far it is.
+    """A job in training: its student, its optimizer, and how far it is.
 
-    `step` and `smoothed_loss`, the slot's parameters and the optimizer's moments are the whole state.
+    `step`, `smoothed_loss`, the student's parameters and buffers, the optimizer's and the loss scaler's state and
+    `early_stop`'s losses are all that it consists of.
     """
 
-    def __init__(self, base: Base, config: TrainingConfig, instances: Examples, prior: Prior | None) -> None:
-        self.base, self.config = base, config
-        self.instances, self.prior = instances, prior
-        self.process = NoiseProcess(base.scheduler_config, base.device)
-        self.slots = TrainingSlots(
-            base.unet,
-            layers=config.lora_layers,
-            rank=config.rank,
-            scale=config.lora_alpha / config.rank,
-            seeds=[config.seed],
-        )
-        self.parameters = self.slots.parameters(0)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.adam_weight_decay, fused=True
-        )
+    def __init__(self, student: Student, config: TrainingConfig, lessons: Lessons) -> None:
+        self.student, self.config, self._lessons = student, config, lessons
+        self.groups = [
+            ParameterGroup(
+                name=each.name,
+                parameters=each.parameters(),
+                learning_rate=each.learning_rate,
+                weight_decay=each.weight_decay,
+            )
+            for each in student.trainables
+        ]
+        self.optimizer = make_optimizer(config, self.groups)
+        is_half = student.bare.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(student.bare.device.type, enabled=is_half)
+        # Losses of different phases do not compare: the rule looks at the last.
+        self._last_phase = max(each.steps.start for each in student.trainables)
+        self.early_stop = self._make_early_stop() if config.early_stopping else None
         self.step = 0
         self.smoothed_loss = 0.0
+        self.stopped_early = False
+
+    @property
+    def is_done(self) -> bool:
+        """No step is left to take."""
+        return self.stopped_early or self.step == self.config.max_train_steps
 
     def run(self) -> Iterator[StepDone]:
         """Trains from `step` to the end.
@@ -67,91 +73,105 @@ class TrainingLoop:
             FailedPreconditionError: the loss is not finite; the parameters are those before that step.
         """
         start, first = time.perf_counter(), self.step
-        while self.step < self.config.max_train_steps:
-            self._take_step()
+        images_a_step = self.config.train_batch_size * self.config.gradient_accumulation_steps
+        while not self.is_done:
+            self.take_step()
             seconds_per_step = (time.perf_counter() - start) / (self.step - first)
             yield StepDone(
                 step=self.step,
                 total_steps=self.config.max_train_steps,
                 loss=self.smoothed_loss,
-                images_per_second=self.config.train_batch_size / seconds_per_step,
-                eta_seconds=seconds_per_step * (self.config.max_train_steps - self.step),
+                images_per_second=images_a_step / seconds_per_step,
+                eta_seconds=0.0 if self.is_done else seconds_per_step * (self.config.max_train_steps - self.step),
             )
 
-    def _take_step(self) -> None:
-        loss = self._loss()
-        loss.backward()
-        norm = clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        value = loss.item()
-        if not math.isfinite(value) or not torch.isfinite(norm):
-            raise FailedPreconditionError(
-                f"training diverged at step {self.step + 1}: the loss or its gradient is not finite; "
-                "try a lower learning_rate",
-                reason="TRAINING_DIVERGED",
-                metadata={"step": str(self.step + 1)},
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def take_step(self) -> None:
+        """One optimizer step."""
+        learning = self.student.begin_step(self.step)
+        batches = self.config.gradient_accumulation_steps
+        value = sum(self._backward(self.step * batches + i, learning) for i in range(batches))
+        self._apply(learning, value)
         smoothing = _LOSS_SMOOTHING if self.step else 0.0
         self.smoothed_loss = smoothing * self.smoothed_loss + (1 - smoothing) * value
         self.step += 1
+        if self.early_stop is not None and self.step > self._last_phase and self.step % _FIXED_LOSS_STEPS == 0:
+            self.stopped_early = self.early_stop.update(self._fixed_loss())
 
-    def _loss(self) -> torch.Tensor:
-        """Mean weighted squared error of the instances, plus that of the prior-preservation rows."""
-        rows = [self._instance_rows()]
-        if self.prior is not None:
-            rows.append(self._prior_rows(self.prior))
-        latents, timesteps, text = (
-            torch.cat([getattr(part, name) for part in rows]) for name in ("latents", "timesteps", "text")
+    def _backward(self, index: int, learning: Sequence[Trainable]) -> float:
+        """Adds a batch's gradients to those of the step; returns its share of the step's loss."""
+        value = 0.0
+        for rows in self._lessons.batch(index):
+            # Gradient checkpointing runs layers again on the way back, so what acts must go on acting.
+            with self.student.acting(training=True), self._seeded_dropout(index):
+                loss = self._loss(rows, learning) / self.config.gradient_accumulation_steps
+                self.scaler.scale(loss).backward()
+            value += loss.item()
+        return value
+
+    def _loss(self, rows: NoisyRows, learning: Sequence[Trainable]) -> torch.Tensor:
+        conditioning = self.student.encode(rows.prompts, learning).with_sizes(rows.sizes)
+        return rows.loss(self.student.base.predict(rows.latents, rows.timesteps, conditioning))
+
+    def _apply(self, learning: Sequence[Trainable], value: float) -> None:
+        """Clips the gradients and takes the optimizer's step."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for each in learning for p in each.parameters().values()]
+        norm = clip_grad_norm_(parameters, self.config.max_grad_norm)
+        if not math.isfinite(value) or not (torch.isfinite(norm) or self._may_rescale()):
+            self._fail()
+        for group, trainable in zip(self.optimizer.param_groups, self.student.trainables, strict=True):
+            group["lr"] = self.learning_rate(trainable)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        for each in learning:
+            each.after_step()
+
+    def learning_rate(self, trainable: Trainable) -> float:
+        """At the present step: the schedule spans the steps in which the trainable learns."""
+        steps = trainable.steps
+        if self.step not in steps:
+            return 0.0
+        config = dataclasses.replace(
+            self.config, max_train_steps=len(steps), lr_warmup_steps=min(self.config.lr_warmup_steps, len(steps))
         )
-        with self.slots.bind(self.slots.gather()):
-            predictions = self.base.unet(latents, timesteps, text).sample.float()
+        return trainable.learning_rate * learning_rate_factor(config, self.step - steps.start)
+
+    def _may_rescale(self) -> bool:
+        """Whether the loss scaler can answer a gradient that overflowed: it skips the step and scales less."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_LOSS_SCALE
+
+    def _fail(self) -> None:
+        raise FailedPreconditionError(
+            f"training diverged at step {self.step + 1}: the loss or its gradient is not finite; "
+            "try a lower learning_rate",
+            reason="TRAINING_DIVERGED",
+            metadata={"step": str(self.step + 1)},
+        )
+
+    def _make_early_stop(self) -> LossVarianceStop:
+        learns_words_alone = all(isinstance(each, WordVectors) for each in self.student.trainables)
+        return LossVarianceStop(
+            TEXTUAL_INVERSION if learns_words_alone else DREAMBOOTH,
+            total_steps=self.config.max_train_steps - self._last_phase,
+            interval_steps=_FIXED_LOSS_STEPS,
+        )
+
+    @torch.no_grad()
+    def _fixed_loss(self) -> float:
         losses = []
-        for part, prediction in zip(rows, predictions.split([len(part.latents) for part in rows]), strict=True):
-            error = (prediction - part.target).square().mean(dim=(1, 2, 3))
-            losses.append((error * part.weights).mean())
-        return losses[0] + sum(self.config.prior_loss_weight * loss for loss in losses[1:])
+        with self.student.acting(training=False):
+            for index in range(_FIXED_BATCHES):
+                losses += [self._loss(rows, self.student.trainables).item() for rows in self._lessons.fixed(index)]
+        return sum(losses) / _FIXED_BATCHES
 
-    def _instance_rows(self) -> NoisyRows:
-        order = epoch_order(len(self.instances), self.config.train_batch_size, self.config.seed, self.step)
-        return self._noisy_rows(self.instances.rows(order), "instance")
-
-    def _prior_rows(self, prior: Prior) -> NoisyRows:
-        """Class images, every second one with a prompt about anything, as the bare base model sees them.
-
-        The target is the bare model's own prediction instead of the noise: zero where nothing has drifted, so that
-        little of it is needed and the prompt need not fit the image.
-        """
-        size = self.config.train_batch_size
-        examples = prior.examples.rows(epoch_order(len(prior.examples), size, self.config.seed, self.step))
-        generator = seeded_generator(self.config.seed, "words", self.step)
-        words = prior.word_text[torch.randint(len(prior.word_text), (size,), generator=generator)]
-        is_word = (torch.arange(size, device=self.base.device) + self.step * size) % 2 == 0
-        text = torch.where(is_word.view(-1, 1, 1), words, examples.text)
-        rows = self._noisy_rows(Examples(examples.latents, text), "class")
-        with torch.no_grad():
-            target = self.base.unet(rows.latents, rows.timesteps, rows.text).sample.float()
-        return replace(rows, target=target)
-
-    def _noisy_rows(self, examples: Examples, purpose: str) -> NoisyRows:
-        generator = seeded_generator(self.config.seed, purpose, self.step)
-        noise = torch.randn(examples.latents.shape, generator=generator).to(self.base.device)
-        timesteps = self.process.draw_timesteps(len(examples), generator)
-        return NoisyRows(
-            latents=self.process.add_noise(examples.latents, noise, timesteps).to(self.base.dtype),
-            timesteps=timesteps,
-            text=examples.text,
-            target=self.process.target(examples.latents, noise, timesteps),
-            weights=self.process.loss_weights(timesteps, self.config.snr_gamma),
-        )
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate at `step`, counted from 0: linear warm-up, then the schedule's way to zero at the end."""
-    if step < config.lr_warmup_steps:
-        return config.learning_rate * (step + 1) / config.lr_warmup_steps
-    done = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
-    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_scheduler]
-    return config.learning_rate * factor
+    @contextmanager
+    def _seeded_dropout(self, index: int) -> Iterator[None]:
+        """Dropout draws from the global generators: their state is the batch's inside, and as before afterwards."""
+        if not self.config.lora_dropout:
+            yield
+            return
+        device = self.student.bare.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seeded_generator(self.config.seed, "dropout", index).initial_seed())
+            yield
