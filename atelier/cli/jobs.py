@@ -22,6 +22,16 @@ previews_option = click.option(
 )
 
 
+_SCORES = {
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "dino": "DINO",
+    "pres": "PRES",
+    "div": "DIV",
+    "nearest": "nearest",
+}
+
+
 @click.group()
 def jobs() -> None:
     """Training jobs, running and past."""
@@ -95,11 +105,19 @@ def finish(session: Session, job: pb.Job) -> None:
 
 
 def print_result(job: pb.Job) -> None:
-    """Prints the scores of a job and the name of the version that it made."""
+    """Prints the scores of a job, what was odd about it, and the name of the version that it made."""
     scores = [("base", job.evaluation.base), ("adapter", job.evaluation.adapter)]
-    rows = [(who, f"{each.clip_i:.3f}", f"{each.clip_t:.3f}") for who, each in scores]
-    print_table(f"Job {last_part(job.name)} SUCCEEDED", ("", "CLIP-I", "CLIP-T"), rows)
+    rows = [(who, *(_score(each, field) for field in _SCORES)) for who, each in scores]
+    print_table(f"Job {last_part(job.name)} SUCCEEDED", ("", *_SCORES.values()), rows)
+    for warning in job.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"version {job.adapter_version}")
+
+
+def _score(scores: pb.Scores, field: str) -> str:
+    """Empty for a score that was not taken."""
+    is_optional = scores.DESCRIPTOR.fields_by_name[field].has_presence
+    return "" if is_optional and not scores.HasField(field) else f"{getattr(scores, field):.3f}"
 
 
 def print_job(job: pb.Job) -> None:
@@ -109,11 +127,15 @@ def print_job(job: pb.Job) -> None:
         ("stage", job.progress.stage),
         ("step", f"{job.progress.step} of {job.progress.total_steps}"),
         ("method", job.method),
+        ("recipe", job.recipe),
         ("dataset", last_part(job.dataset)),
         ("adapter", job.adapter),
         ("base model", f"{job.base_model.model} {job.base_model.digest}"),
         ("instance prompt", job.instance_prompt),
         ("class prompt", job.class_prompt),
+        ("placeholder token", job.placeholder_token),
+        *(("concept", _concept(concept)) for concept in job.concepts),
+        *(("warning", warning) for warning in job.warnings),
         *(("validation prompt", prompt) for prompt in job.validation_prompts),
         *((field.name, value) for field, value in job.config.ListFields()),
         ("attempt", job.attempt),
@@ -124,6 +146,11 @@ def print_job(job: pb.Job) -> None:
     if job.adapter_version:
         rows.append(("version", job.adapter_version))
     print_table(f"Job {last_part(job.name)}", ("field", "value"), rows)
+
+
+def _concept(concept: pb.Concept) -> str:
+    token = f", token {concept.placeholder_token}" if concept.placeholder_token else ""
+    return f"{last_part(concept.dataset)}: {concept.instance_prompt!r}{token}, {concept.repeats} times"
 
 
 def print_jobs(title: str, found: list[pb.Job]) -> None:

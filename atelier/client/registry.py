@@ -53,18 +53,15 @@ class RegistryClient:
         return paged(self._stub.ListAdapters, pb.ListAdaptersRequest(parent=OWN_TENANT), "adapters")
 
     def publish(
-        self, adapter: str, version: pb.Version, contents: Mapping[str, bytes], *, request_id: str | None = None
+        self, adapter: str, version: pb.Version, contents: Mapping[str, bytes | Path], *, request_id: str | None = None
     ) -> pb.Version:
-        """Publishes a version made of `contents` (path to bytes); `version` brings everything else."""
+        """Publishes a version made of `contents`, bytes or files by path; `version` brings everything else."""
         paths = sorted(contents)
         spec = pb.PublishVersionSpec(
             parent=adapter_name(adapter), version=version, request_id=request_id or str(uuid.uuid4())
         )
         del spec.version.files[:]
-        spec.version.files.extend(
-            File(path=path, size_bytes=len(contents[path]), sha256=hashlib.sha256(contents[path]).hexdigest())
-            for path in paths
-        )
+        spec.version.files.extend(_describe(path, contents[path]) for path in paths)
 
         def messages() -> Iterator[pb.PublishVersionRequest]:
             yield pb.PublishVersionRequest(spec=spec)
@@ -123,3 +120,11 @@ class RegistryClient:
     def aliases(self, adapter: str) -> Iterator[pb.Alias]:
         """All aliases of an adapter, by name."""
         return paged(self._stub.ListAliases, pb.ListAliasesRequest(parent=adapter_name(adapter)), "aliases")
+
+
+def _describe(path: str, content: bytes | Path) -> File:
+    if isinstance(content, bytes):
+        return File(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with content.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(path=path, size_bytes=content.stat().st_size, sha256=sha256)

@@ -1,10 +1,12 @@
 """Adapter files: `pytorch_lora_weights.safetensors` as plain diffusers with PEFT reads and writes it.
 
 Keys are `COMPONENT.LAYER.lora_A.weight` and `….lora_B.weight`, where a component is `unet` (`prior` for Stable Cascade)
-or a text encoder; layers that learnt magnitudes (DoRA) have `….lora_magnitude_vector.weight` too: without `.weight`, as
-PEFT writes it and reading accepts it as well, transformers 5 loads no magnitudes into text encoders. Scales are folded into the
-numbers, so no alpha is stored and a reader that assumes alpha = rank (diffusers does) is right. Reading is strict: all
-or nothing, and a component has magnitudes in every layer or in none, since PEFT would make up the missing ones.
+or a text encoder. Scales are folded into the numbers, so no alpha is stored and a reader that assumes alpha = rank
+(diffusers does) is right. Reading is strict: all or nothing.
+
+Layers that learnt magnitudes (DoRA) have `….lora_magnitude_vector.weight` too. PEFT itself writes no `.weight` there,
+which reading accepts, but transformers 5 loads no magnitudes into text encoders without it. A component has magnitudes
+in every layer or in none, since PEFT would make up the missing ones.
 
 Text encoders' layers are `text_model.encoder.…` in files, as transformers before 5.6 names them: ComfyUI and older
 diffusers know no other name, and newer diffusers takes the prefix off where its model has none. Reading accepts both.

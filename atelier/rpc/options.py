@@ -78,13 +78,15 @@ def s3_config(values: dict[str, Any]) -> S3Config:
 
 def base_option(command: _Command) -> _Command:
     """Adds what `bases` reads."""
-    help_text = "A base model's name and diffusers folder; may be repeated, the first is the default."
+    help_text = "A base model's name, and its diffusers folder or Hub id; may be repeated, the first is the default."
     return click.option("--base", multiple=True, required=True, metavar="NAME=PATH", help=help_text)(command)
 
 
 def bases(values: dict[str, Any]) -> dict[str, Path]:
-    """The base models' folders by name out of a command's values."""
-    return named_folders(values["base"], "--base")
+    """The base models' folders by name out of a command's values; what is on the Hub is brought here."""
+    from atelier.diffusion.hub import find_model  # not at the top: the registry needs no models
+
+    return {name: find_model(str(path)) for name, path in named_folders(values["base"], "--base").items()}
 
 
 def named_folders(entries: Sequence[str], option: str) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -128,8 +129,9 @@ class _Stream:
             )
 
 
-def pieces_of(contents: Iterable[bytes]) -> Iterator[bytes]:
-    """What the data messages of an upload carry, each at most PIECE_BYTES."""
+def pieces_of(contents: Iterable[bytes | Path]) -> Iterator[bytes]:
+    """What the data messages of an upload carry, each at most PIECE_BYTES, of contents and of files."""
     for content in contents:
-        for start in range(0, len(content), PIECE_BYTES):
-            yield content[start : start + PIECE_BYTES]
+        with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece

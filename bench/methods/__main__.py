@@ -26,9 +26,9 @@ def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> tup
 
 @click.command()
 @click.option("--method", "names", multiple=True, type=click.Choice(list(METHODS)), help="Default: all five.")
-@click.option("--contender", "contenders", multiple=True, help="Default: all of the method.")
+@click.option("--contender", "contenders", multiple=True, help="Default: all; without the peer `ours`.")
 @click.option("--seeds", default="0,1,2", show_default=True, callback=_numbers, help="Training seeds.")
-@click.option("--learning-rates", callback=_numbers, help="To choose from, for every method; default: the plan's.")
+@click.option("--learning-rates", callback=_numbers, help="Default: those of the plan; without the peer Atelier's own.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; default: the plan's.")
 @click.option("--peer-scripts", type=click.Path(path_type=Path, exists=True), help="The `examples` of diffusers.")
 @click.option("--peer-python", default=sys.executable, help="Interpreter of the peer's scripts; default: this one.")
@@ -55,12 +55,9 @@ def main(
     training_seeds = [int(seed) for seed in seeds]
     for method in methods:
         runner.make_base(method.subject)
-        competing = [
-            each
-            for each in method.contenders
-            if (not contenders or each.name in contenders) and (peer is not None or not each.is_peer)
-        ]
-        run_method(runner, method, competing, learning_rates or method.learning_rates, training_seeds, steps)
+        competing = method.competing(contenders, with_peer=peer is not None)
+        rates = learning_rates or (method.learning_rates if peer else method.learning_rates[:1])
+        run_method(runner, method, competing, rates, training_seeds, steps)
     # Imported only now: this process must stay small while others are measured.
     from bench.methods.report import write_report
 

@@ -132,7 +132,13 @@ def _method_options(run: Run, images: Path) -> Mapping[str, object]:
     if method.name == "dreambooth-lora":
         return {"instance_data_dir": images, "instance_prompt": method.instance_prompt, "rank": RANK}
     if method.name == "lora":
-        return {"train_data_dir": images, "caption_column": "text", "rank": RANK, "lr_scheduler": "cosine"}
+        return {
+            "train_data_dir": images,
+            "caption_column": "text",
+            "cache_dir": "datasets-cache",
+            "rank": RANK,
+            "lr_scheduler": "cosine",
+        }
     if method.name == "textual-inversion":
         return {
             "train_data_dir": images,

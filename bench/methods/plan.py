@@ -47,6 +47,7 @@ class Method:
     subject: Subject
     steps: int
     learning_rates: tuple[float, ...]
+    """What both sides choose from; the first is Atelier's default."""
     contenders: tuple[Contender, ...]
     word: str = ""
     """The subject's name in prompts when an adapter draws; empty for a style that is in every prompt."""
@@ -60,6 +61,12 @@ class Method:
         """By name; the plan has it."""
         return next(contender for contender in self.contenders if contender.name == name)
 
+    def competing(self, names: Sequence[str], *, with_peer: bool) -> list[Contender]:
+        """Those named; or all, which without the peer is Atelier with its defaults alone."""
+        if not with_peer:
+            return [each for each in self.contenders if each.name in (names or [OURS.name]) and not each.is_peer]
+        return [each for each in self.contenders if not names or each.name in names]
+
 
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -68,7 +75,7 @@ METHODS: Mapping[str, Method] = {
             name="dreambooth",
             subject=FOX,
             steps=200,
-            learning_rates=(2e-5, 5e-5, 1e-4),
+            learning_rates=(5e-5, 2e-5, 1e-4),
             contenders=(OURS, PEER, PEER_PRIOR),
             word="sks fox",
             instance_prompt="a photo of a sks fox",
@@ -77,7 +84,7 @@ METHODS: Mapping[str, Method] = {
             name="dreambooth-lora",
             subject=FOX,
             steps=300,
-            learning_rates=(4e-4, 1e-3, 2e-3),
+            learning_rates=(1e-3, 4e-4, 2e-3),
             contenders=(OURS, OURS_ATTENTION, PEER, PEER_PRIOR),
             word="sks fox",
             instance_prompt="a photo of a sks fox",
@@ -86,7 +93,7 @@ METHODS: Mapping[str, Method] = {
             name="lora",
             subject=STYLE,
             steps=300,
-            learning_rates=(4e-4, 1e-3, 2e-3),
+            learning_rates=(1e-3, 4e-4, 2e-3),
             contenders=(OURS, OURS_ATTENTION, PEER),
         ),
         Method(
@@ -104,7 +111,7 @@ METHODS: Mapping[str, Method] = {
             name="pivotal",
             subject=FOX,
             steps=400,
-            learning_rates=(4e-4, 1e-3, 2e-3),
+            learning_rates=(1e-3, 4e-4, 2e-3),
             contenders=(OURS, OURS_ATTENTION, PEER, PEER_PRIOR),
             word=NEW_WORD,
             instance_prompt=f"a photo of a {PLACEHOLDER}",

@@ -83,12 +83,7 @@ FOX = Subject(
             scale=0.55,
             shift=(-0.25, 0.0),
         ),
-        Context(
-            prompt="a photo of a small {} at the top on a orange background",
-            color="orange",
-            scale=0.55,
-            shift=(0.0, -0.25),
-        ),
+        Context(prompt="a photo of a big {} on a orange background", color="orange", scale=1.25),
     ),
     neighbours=_on_two_backgrounds("fox face", "cat face", "dog face", "wolf"),
 )

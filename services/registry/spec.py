@@ -15,7 +15,8 @@ from atelier.rpc.uploads import check_files
 from services.registry.content import check_kind
 
 FILES_FIELD = "spec.version.files"
-WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
+# A version has one of these: low-rank updates, learned words, or a whole pipeline.
+WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors", "model_index.json")
 MAX_METRICS = 100
 MAX_NAME_CHARACTERS = 63
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

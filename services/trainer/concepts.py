@@ -104,7 +104,7 @@ def _check_prompts(concept: CheckedConcept, prefix: str) -> None:
     if token and not _is_prompted(concept):
         raise InvalidArgumentError(
             f"{prefix}instance_prompt",
-            f"has not the placeholder token {shown(token)} as a word, nor has every caption; one of the two must",
+            f"has not the placeholder token {shown(token)} as a word, nor has a caption; no image would teach it",
             reason="PLACEHOLDER_TOKEN_MISSING",
         )
 
@@ -118,9 +118,9 @@ def _checked_repeats(concept: pb.Concept, index: int) -> int:
 
 
 def _is_prompted(concept: CheckedConcept) -> bool:
-    token = concept.placeholder_token
-    captions = [image["caption"] for image in concept.dataset.images]
-    return has_word(concept.instance_prompt, token) or all(has_word(caption, token) for caption in captions)
+    """Whether any image is learnt with the token: with its caption, or the instance prompt where it has none."""
+    prompts = [image["caption"] or concept.instance_prompt for image in concept.dataset.images]
+    return any(has_word(prompt, concept.placeholder_token) for prompt in prompts)
 
 
 def _checked_tokens(method: str, tokens: Sequence[str], prefixes: Sequence[str]) -> list[str]:

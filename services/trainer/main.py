@@ -51,6 +51,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 @click.option("--database-url", required=True, help="SQLAlchemy URL of the trainer's database.")
 @click.option("--registry", required=True, help="host:port of the registry, as the workers reach it.")
 @click.option("--scorer", multiple=True, metavar="NAME=PATH", help="A base model's CLIP scorer; none means no scores.")
+@click.option("--dino", type=click.Path(exists=True, path_type=Path), help="A DINO model's folder, for more scores.")
 @click.option("--ray-address", required=True, help="host:port of the Ray cluster.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
 @click.option("--gpus-per-worker", type=float, help="0 trains on CPUs.  [default: 1 where the cluster has GPUs]")
@@ -75,6 +76,7 @@ async def _serve(values: dict[str, Any]) -> None:
     worker = WorkerConfig(
         bases=models,
         scorers=named_folders(values["scorer"], "--scorer"),
+        dino=values["dino"],
         s3=s3,
         registry=values["registry"],
         torch_threads=values["torch_threads"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 
 from atelier.client.connection import Connection
 from atelier.client.registry import RegistryClient
@@ -15,7 +17,7 @@ from services.trainer.queue import Assignment
 
 
 def publish(
-    registry: str, token: str, assignment: Assignment, files: Mapping[str, bytes], evaluated: Evaluated | None
+    registry: str, token: str, assignment: Assignment, files: Mapping[str, bytes | Path], evaluated: Evaluated | None
 ) -> str:
     """Publishes a version, creating its adapter when needed, and returns its full name.
 
@@ -35,14 +37,10 @@ def publish(
 
 
 def _version(assignment: Assignment, evaluated: Evaluated | None) -> Version:
-    metrics = {}
+    metrics: dict[str, float] = {}
     if evaluated is not None:
-        metrics = {
-            "clip_i": evaluated.adapter.clip_i,
-            "clip_t": evaluated.adapter.clip_t,
-            "base_clip_i": evaluated.base.clip_i,
-            "base_clip_t": evaluated.base.clip_t,
-        }
+        for prefix, scores in (("", evaluated.adapter), ("base_", evaluated.base)):
+            metrics |= {f"{prefix}{name}": value for name, value in asdict(scores).items() if value is not None}
     return Version(
         base_model=BaseModel(model=assignment.base_name, digest=assignment.base_digest),
         method=assignment.method,

@@ -18,7 +18,7 @@ from atelier.rpc.logs import configure_logging
 from atelier.rpc.status import to_status
 from atelier.storage.blobs import BlobStore, S3Config
 from services.trainer.job_files import JobFiles
-from services.trainer.methods import load_train
+from services.trainer.methods import load_train, resolve_config
 from services.trainer.methods.base import (
     CheckpointReady,
     Concept,
@@ -33,12 +33,12 @@ from services.trainer.methods.base import (
 )
 from services.trainer.publishing import publish
 from services.trainer.queue import Assignment
-from services.trainer.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from atelier.diffusion.base import Base
-    from atelier.diffusion.scorer import ClipScorer
+    from services.trainer.training.evaluation import Scorers
 
+_MAX_CLASS_IMAGE_BYTES = 512 * 1024 * 1024
 _log = structlog.get_logger("atelier.worker")
 
 
@@ -50,6 +50,8 @@ class WorkerConfig:
     """Base models by name; the first is loaded at once."""
     scorers: Mapping[str, Path]
     """CLIP scorers by base model's name; jobs on a base without one are not scored."""
+    dino: Path | None
+    """A DINO model, with which jobs that have a scorer are scored too."""
     s3: S3Config
     registry: str
     """`host:port`."""
@@ -101,17 +103,21 @@ class TrainingWorker:
     def __init__(self, config: WorkerConfig) -> None:
         import torch
 
+        from services.trainer.training.cache import SharedTensors
+
         configure_logging("worker")
         torch.set_num_threads(config.torch_threads)
         self._config = config
-        self._files = JobFiles(BlobStore(config.s3))
+        blobs = BlobStore(config.s3)
+        self._files = JobFiles(blobs)
+        self._class_images = SharedTensors(blobs, "class-images", max_bytes=_MAX_CLASS_IMAGE_BYTES)
         self._base: Base | None = None
-        self._scorer: ClipScorer | None = None
+        self._scorers: Scorers | None = None
         self._stopping: set[tuple[str, int]] = set()
 
     def warm_up(self) -> None:
         """Loads the first base model, so that the first job need not wait for it."""
-        self._warm(next(iter(self._config.bases)))
+        self._warm(next(iter(self._config.bases)), precision="")
 
     def stop(self, uid: str, attempt: int) -> None:
         """Asks an attempt at a job to end at its next step."""
@@ -131,17 +137,19 @@ class TrainingWorker:
             self._stopping.discard((assignment.uid, assignment.attempt))
 
     def _train(self, assignment: Assignment, token: str) -> Iterator[WorkerEvent]:
-        base = self._warm(assignment.base_name)
+        job = self._training_job(assignment)
+        base = self._warm(assignment.base_name, job.config.precision)
         if base.digest != assignment.base_digest:
             raise errors.FailedPreconditionError(
                 f"the base model {base.name} has changed since the job was created", reason="BASE_MODEL_CHANGED"
             )
         events = load_train(assignment.method)(
-            self._training_job(assignment),
+            job,
             base,
-            self._scorer,
+            self._scorers,
             resume=self._files.checkpoint(assignment.uid, assignment.checkpoint_step),
             should_stop=lambda: (assignment.uid, assignment.attempt) in self._stopping,
+            store=self._class_images,
         )
         evaluated: Evaluated | None = None
         for event in events:
@@ -165,24 +173,38 @@ class TrainingWorker:
         assert not isinstance(event, Finished)
         return event
 
-    def _warm(self, name: str) -> Base:
+    def _warm(self, name: str, precision: str) -> Base:
+        """The base model in this number type (see `TrainingConfig.precision`), loaded unless it is there already."""
         import torch
 
-        from atelier.diffusion.base import default_dtype, load_base
-        from atelier.diffusion.scorer import ClipScorer
+        from atelier.diffusion.base import load_base
+        from services.trainer.training.precision import choose_dtype
 
-        if self._base is None or self._base.name != name:
-            self._base = self._scorer = None  # makes room before the next one comes
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._base = load_base(self._config.bases[name], device=device, dtype=default_dtype(device), name=name)
-            scorer = self._config.scorers.get(name)
-            self._scorer = ClipScorer(scorer, self._base) if scorer else None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = choose_dtype(precision, device)
+        if self._base is None or (self._base.name, self._base.dtype) != (name, dtype):
+            self._base = self._scorers = None  # makes room before the next one comes
+            self._base = load_base(self._config.bases[name], device=device, dtype=dtype, name=name)
+            self._scorers = self._load_scorers(self._base)
         return self._base
+
+    def _load_scorers(self, base: Base) -> Scorers | None:
+        from atelier.diffusion.dino import DinoScorer
+        from atelier.diffusion.scorer import ClipScorer
+        from services.trainer.training.evaluation import Scorers
+
+        path, dino = self._config.scorers.get(base.name), self._config.dino
+        if path is None:
+            return None
+        return Scorers(clip=ClipScorer(path, base), dino=DinoScorer(dino, base.device) if dino else None)
 
     def _training_job(self, assignment: Assignment) -> TrainingJob:
         return TrainingJob(
             method=assignment.method,
-            config=TrainingConfig(**assignment.config),
+            # Not `TrainingConfig(**…)`: an older job has not all of today's hyperparameters.
+            config=resolve_config(
+                assignment.method, assignment.config, base_path=self._config.bases[assignment.base_name]
+            ),
             concepts=tuple(
                 Concept(
                     images=self._files.images(concept.images),

@@ -31,6 +31,7 @@ from bench.methods.report import write_report
 from bench.methods.results import Result, best_learning_rate, load_results
 from bench.methods.subjects import BASE, FOX, STYLE
 from bench.methods.tables import before_and_after, paired
+from services.trainer.methods import resolve_config
 
 _STANDINS = Path(__file__).parents[2] / "bench" / "methods" / "standins"
 
@@ -242,10 +243,14 @@ def test_a_contender_that_did_not_run_has_a_row_that_says_why(tmp_path: Path) ->
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
-def test_every_method_has_both_sides() -> None:
-    for method in METHODS.values():
-        assert isinstance(method, Method)
-        assert {contender.is_peer for contender in method.contenders} == {True, False}
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_what_competes_and_what_ours_begins_with(method: Method) -> None:
+    assert [each.name for each in method.competing([], with_peer=False)] == ["ours"]
+    assert {each.is_peer for each in method.competing([], with_peer=True)} == {True, False}
+    assert [each.name for each in method.competing(["peer"], with_peer=True)] == ["peer"]
+    config = resolve_config(method.name, {}, base_path=BASE)
+    field = "embedding_learning_rate" if method.name == "textual-inversion" else "learning_rate"
+    assert (getattr(config, field), config.max_train_steps) == (method.learning_rates[0], method.steps)
 
 
 def test_the_report_has_tables_and_sheets_of_what_is_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,18 @@ from tests.harness.adapters import largest_difference, random_updates
 _LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 
 
-def text_config(**fields: Any) -> CLIPTextConfig:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return CLIPTextConfig(**sizes, vocab_size=64, bos_token_id=0, eos_token_id=1, projection_dim=16, **fields)
+def text_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        vocab_size=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +102,7 @@ def test_keys_of_stable_diffusion(base: StableDiffusion) -> None:
     assert found >= {
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_out_0",
-        "lora_unet_up_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj",
         "lora_unet_up_blocks_0_resnets_1_conv_shortcut",
         "lora_unet_mid_block_resnets_0_time_emb_proj",
         "lora_unet_down_blocks_0_downsamplers_0_conv",
@@ -183,9 +193,8 @@ def test_what_would_not_arrive_whole_is_refused(
 def test_diffusers_maps_every_key_of_sdxl(sdxl: dict[str, nn.Module], tmp_path: Path) -> None:
     factors = random_factors(sdxl)
     (tmp_path / KOHYA_FILE_NAME).write_bytes(write_kohya_file(factors, sdxl))
-    pipeline = StableDiffusionXLPipeline(
-        **sdxl, vae=None, tokenizer=None, tokenizer_2=None, scheduler=EulerDiscreteScheduler(), add_watermarker=False
-    )
+    parts: dict[str, Any] = {**copy.deepcopy(sdxl), "scheduler": EulerDiscreteScheduler()}
+    pipeline: Any = StableDiffusionXLPipeline(**parts, **dict.fromkeys(("vae", "tokenizer", "tokenizer_2")))
     pipeline.load_lora_weights(tmp_path, weight_name=KOHYA_FILE_NAME, use_safetensors=True)
     for component, updates in factors.items():
         own = dict(getattr(pipeline, component).named_parameters())
@@ -193,4 +202,3 @@ def test_diffusers_maps_every_key_of_sdxl(sdxl: dict[str, nn.Module], tmp_path: 
         for name, update in updates.items():
             assert torch.equal(own[f"{name}.lora_A.default_0.weight"], update.a)
             assert torch.equal(own[f"{name}.lora_B.default_0.weight"].flatten(1), update.b)
-    pipeline.unload_lora_weights()

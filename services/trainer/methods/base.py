@@ -1,8 +1,8 @@
 """What a training method takes and what it tells while it works. Needs no torch.
 
-A method is a module with a `training.run.TrainingMethod` called METHOD: what is trained. Running it is a generator of the
-events below that ends with `Finished`, or raises: `CancelledError` when `should_stop` said so, another `AtelierError`
-when the job failed.
+A method is a module with a `training.run.TrainingMethod` called METHOD: what is trained. Running it is a generator of
+the events below that ends with `Finished`, or raises: `CancelledError` when `should_stop` said so, another
+`AtelierError` when the job failed.
 """
 
 from __future__ import annotations
