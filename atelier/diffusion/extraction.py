@@ -2,9 +2,8 @@
 
 Each layer's change of weight is cut to its largest singular values, which is optimal among all matrices of that rank
 (Eckart and Young 1936). A convolution's change [out, in, height, width] is taken as [out, in * height * width], so A
-has its kernel and B is a 1x1 convolution. Nothing is random and no singular vector is approximated: they come from
-the eigenvectors of the smaller of D D^T and D^T D in float64, which for weights of thousands of inputs takes a fraction
-of a singular value decomposition's time.
+has its kernel and B is a 1x1 convolution. The singular vectors are not approximated at random: they are eigenvectors of
+the smaller of D D^T and D^T D, in float64. On two CPU cores SD 1.5's largest change, 1280 x 23040, takes ten seconds.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A layer's key is its component's prefix and its name with `_` for `.`: `lora_une
 has `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`, which equals the rank, so that nobody scales anything.
 
 - UNets keep diffusers' names of blocks, SDXL's too. ComfyUI, A1111, diffusers and sd-scripts map them to the original
-  ones (`input_blocks_4_1_…`), which only sd-scripts' own files for SDXL have.
+  ones (`input_blocks_4_1_…`), which only sd-scripts' own files for SDXL have. A1111 alone misses one layer so: the
+  upsampler of SDXL's first up block, which only the selection `all` adapts.
 - Text encoders are `lora_te_`, of SDXL `lora_te1_` and `lora_te2_`, with `text_model` in every name.
 - Stable Cascade has `lora_prior_unet_` and `lora_prior_te_`, with ComfyUI's names of the attention's layers. ComfyUI
   alone reads these.

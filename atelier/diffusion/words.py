@@ -50,7 +50,8 @@ class LearnedWords:
         """The prompt with each word's tokens in its place."""
         if not self._tokens:
             return prompt
-        words = "|".join(map(re.escape, self._tokens))
+        # The longest first: of `TOK` and `TOK-2`, the latter is meant where both begin.
+        words = "|".join(map(re.escape, sorted(self._tokens, key=len, reverse=True)))
         return re.sub(rf"(?<!\w)({words})(?!\w)", lambda match: self._tokens[match[1]], prompt)
 
     def tokenizer(self, tower: TextTower) -> CLIPTokenizer:

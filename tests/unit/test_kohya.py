@@ -193,8 +193,9 @@ def test_what_would_not_arrive_whole_is_refused(
 def test_diffusers_maps_every_key_of_sdxl(sdxl: dict[str, nn.Module], tmp_path: Path) -> None:
     factors = random_factors(sdxl)
     (tmp_path / KOHYA_FILE_NAME).write_bytes(write_kohya_file(factors, sdxl))
-    parts: dict[str, Any] = {**copy.deepcopy(sdxl), "scheduler": EulerDiscreteScheduler()}
-    pipeline: Any = StableDiffusionXLPipeline(**parts, **dict.fromkeys(("vae", "tokenizer", "tokenizer_2")))
+    others = {"vae": None, "tokenizer": None, "tokenizer_2": None, "scheduler": EulerDiscreteScheduler()}
+    parts: dict[str, Any] = {**copy.deepcopy(sdxl), **others}
+    pipeline: Any = StableDiffusionXLPipeline(**parts)
     pipeline.load_lora_weights(tmp_path, weight_name=KOHYA_FILE_NAME, use_safetensors=True)
     for component, updates in factors.items():
         own = dict(getattr(pipeline, component).named_parameters())

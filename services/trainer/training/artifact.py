@@ -25,6 +25,8 @@ from services.trainer.training.student import Student
 
 EXTRACTION_FOLDER = "lora"
 _EXTRACTION_RANK = 32
+# Configurations, tokenizers and weights: what else lies in a base's folder, pickles above all, is not published.
+_PUBLISHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 
 def write_artifact(student: Student, folder: Path) -> dict[str, Any]:
@@ -52,13 +54,19 @@ def _write_pipeline(base: Base, models: Mapping[str, nn.Module], folder: Path) -
     parts = {base.part_of(component): model for component, model in models.items()}
     for part in (part for part in index if (base.path / part).is_dir()):
         if part not in parts:
-            shutil.copytree(base.path / part, folder / part)
+            shutil.copytree(base.path / part, folder / part, ignore=_unpublished)
             continue
         model: Any = parts[part]
         # A copy: saving must not change the number type of what may go on training.
-        saved = type(model).from_pretrained(base.path / part, local_files_only=True, dtype=base.dtype)
+        saved = type(model).from_pretrained(
+            base.path / part, use_safetensors=True, local_files_only=True, dtype=base.dtype
+        )
         saved.load_state_dict(model.state_dict())
         saved.save_pretrained(folder / part, safe_serialization=True)
+
+
+def _unpublished(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(folder) / name).is_file() and not name.endswith(_PUBLISHED_SUFFIXES)]
 
 
 def _write_extraction(base: Base, models: Mapping[str, nn.Module], folder: Path) -> dict[str, Any]:

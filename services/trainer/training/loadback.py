@@ -48,6 +48,8 @@ def check_load_back(student: Student, folder: Path, prompt: str, size: int) -> d
     Raises:
         InternalError: a tensor was not loaded, the images differ, or what was learnt does nothing.
     """
+    if student.words:
+        prompt = f"{''.join(student.words.names)} {prompt}"  # a validation prompt need not have them
     effect = _effect(student, prompt)
     if not effect > 0:
         _fail("what was learnt changes nothing")
@@ -70,8 +72,12 @@ def check_load_back(student: Student, folder: Path, prompt: str, size: int) -> d
 
 @torch.no_grad()
 def _effect(student: Student, prompt: str) -> float:
-    """The largest change of one prediction, relative to its largest value."""
+    """The largest change of one prediction, relative to its largest value.
+
+    Of updates on top of learned words it is theirs: the words alone have an effect whatever became of the updates.
+    """
     base, process = student.bare, noise_process(student.bare)
+    words_before = student.words if student.factors() else None
     generator = seeded_generator(_SEED, "load-back", 0)
     latents = torch.randn(1, *base.latent_shape(base.default_size, base.default_size), generator=generator)
     timesteps = process.draw_timesteps(1, generator)
@@ -79,7 +85,7 @@ def _effect(student: Student, prompt: str) -> float:
     def predict(model: Base, conditioning: Conditioning) -> torch.Tensor:
         return model.predict(latents.to(base.device, model.dtype), timesteps, conditioning).float()
 
-    plain = predict(base, base.encode_prompts([prompt]))
+    plain = predict(base, base.encode_prompts([prompt], words_before))
     with student.acting(training=False):
         changed = predict(student.base, student.base.encode_prompts([prompt], student.words))
     return ((changed - plain).abs().max() / plain.abs().max()).item()

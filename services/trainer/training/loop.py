@@ -99,8 +99,10 @@ class TrainingLoop:
 
     def _backward(self, index: int, learning: Sequence[Trainable]) -> float:
         """Adds a batch's gradients to those of the step; returns its share of the step's loss."""
+        # The prior's prompts have no learned words, so there is nothing in it for vectors alone.
+        with_prior = not _are_words(learning)
         value = 0.0
-        for rows in self._lessons.batch(index):
+        for rows in self._lessons.batch(index, with_prior=with_prior):
             # Gradient checkpointing runs layers again on the way back, so what acts must go on acting.
             with self.student.acting(training=True), self._seeded_dropout(index):
                 loss = self._loss(rows, learning) / self.config.gradient_accumulation_steps
@@ -150,9 +152,8 @@ class TrainingLoop:
         )
 
     def _make_early_stop(self) -> LossVarianceStop:
-        learns_words_alone = all(isinstance(each, WordVectors) for each in self.student.trainables)
         return LossVarianceStop(
-            TEXTUAL_INVERSION if learns_words_alone else DREAMBOOTH,
+            TEXTUAL_INVERSION if _are_words(self.student.trainables) else DREAMBOOTH,
             total_steps=self.config.max_train_steps - self._last_phase,
             interval_steps=_FIXED_LOSS_STEPS,
         )
@@ -175,3 +176,7 @@ class TrainingLoop:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seeded_generator(self.config.seed, "dropout", index).initial_seed())
             yield
+
+
+def _are_words(trainables: Sequence[Trainable]) -> bool:
+    return all(isinstance(each, WordVectors) for each in trainables)

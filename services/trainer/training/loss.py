@@ -61,12 +61,12 @@ class Lessons:
         self._base, self._config, self._process = base, config, process
         self._instances, self._prior = instances, prior
 
-    def batch(self, index: int) -> list[NoisyRows]:
+    def batch(self, index: int, *, with_prior: bool = True) -> list[NoisyRows]:
         """The rows of a batch, joined by shape."""
         rows = draw_rows(self._instances, self._config, index)
         parts = [self._noisy(part, "instance" if i == 0 else f"instance {i}", index) for i, part in enumerate(rows)]
         parts = [self._without_captions(part, index) for part in parts]
-        if self._prior is not None:
+        if self._prior is not None and with_prior:
             parts += self._prior_rows(self._prior, index)
         return join(parts)
 

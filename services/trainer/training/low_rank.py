@@ -17,5 +17,5 @@ def low_rank_student(job: TrainingJob, base: Base) -> Student:
     models = base.components()
     return Student(
         base,
-        [LowRankUpdates(name, models[name], config, learning_rate=rate, steps=steps) for name, rate in rates.items()],
+        (LowRankUpdates(name, models[name], config, learning_rate=rate, steps=steps) for name, rate in rates.items()),
     )

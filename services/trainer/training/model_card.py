@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from atelier.diffusion import words
-from atelier.diffusion.adapter_file import FILE_NAME
 from services.trainer.methods.base import TrainingJob
 from services.trainer.training.evaluation import validation_prompts
 from services.trainer.training.student import Student
+from services.trainer.training.usage import usage
 
 _SCORES = {
     "clip_i": "CLIP-I: like the training images",
@@ -57,7 +54,7 @@ Learnt from {len(job.images)} images in at most {config.max_train_steps} steps. 
 ## Use with diffusers
 
 ```python
-{_usage(job, student)}
+{usage(job, student)}
 ```
 """
 
@@ -82,34 +79,6 @@ def _score_table(scores: dict[str, dict[str, float]]) -> str:
 
     rows = [row(key) for key in _SCORES if scores["adapter"].get(key) is not None]
     return "\n".join(["| | base model | with this adapter |", "|---|---|---|", *rows])
-
-
-def _usage(job: TrainingJob, student: Student) -> str:
-    base, prompt = student.bare, validation_prompts(job)[0]
-    where = "PATH/TO/THIS/FOLDER" if student.models() else f"PATH/TO/{base.name}"
-    lines = ["from diffusers import DiffusionPipeline", ""]
-    lines.append(f'pipeline = DiffusionPipeline.from_pretrained("{where}")')
-    if student.factors():
-        lines.append(f'pipeline.load_lora_weights("PATH/TO/THIS/FOLDER", weight_name="{FILE_NAME}")')
-    if student.words:
-        lines += _words_usage(student.tables(), student)
-        prompt = student.words.expand(prompt)
-    size = job.config.resolution
-    lines.append(f"image = pipeline({json.dumps(prompt)}, width={size}, height={size}, guidance_scale=4.0).images[0]")
-    return "\n".join(lines)
-
-
-def _words_usage(tables: Mapping[str, Any], student: Student) -> list[str]:
-    names = json.dumps(words.token_names(len(next(iter(tables.values())))))
-    lines = ["from safetensors.torch import load_file", ""]
-    lines.append(f'vectors = load_file("PATH/TO/THIS/FOLDER/{words.FILE_NAME}")')
-    for tower in student.bare.towers:
-        suffix = tower.component.removeprefix("text_encoder")
-        lines.append(
-            f'pipeline.load_textual_inversion(list(vectors["{tower.embeds_key}"]), token={names}, '
-            f"text_encoder=pipeline.text_encoder{suffix}, tokenizer=pipeline.tokenizer{suffix})"
-        )
-    return lines
 
 
 def _cell(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -22,17 +22,24 @@ class Student:
 
     Args:
         base: the bare base model, shared and frozen.
-        trainables: each with a name of its own.
+        trainables: each with a name of its own. If one cannot be made, those before it leave the base model as it was.
         words: the placeholder tokens that the `WordVectors` among them stand for, and how many vectors each has.
     """
 
-    def __init__(self, base: Base, trainables: Sequence[Trainable], words: Mapping[str, int] | None = None) -> None:
+    def __init__(self, base: Base, trainables: Iterable[Trainable], words: Mapping[str, int] | None = None) -> None:
         self.bare = base
-        self.trainables = tuple(trainables)
-        self.base = _with_models(base, {each.name: each.model for each in trainables if isinstance(each, FullWeights)})
-        tables = [each.parameters() for each in trainables if isinstance(each, WordVectors)]
-        self.words = LearnedWords(self.base, words or {}, tables[0]) if tables else None
-        self._fixed_text = self._text_cache()
+        self.trainables: list[Trainable] = []
+        try:
+            for each in trainables:
+                self.trainables.append(each)
+            own = {each.name: each.model for each in self.trainables if isinstance(each, FullWeights)}
+            self.base = _with_models(base, own)
+            tables = [each.parameters() for each in self.trainables if isinstance(each, WordVectors)]
+            self.words = LearnedWords(self.base, words or {}, tables[0]) if tables else None
+            self._fixed_text = self._text_cache()
+        except BaseException:
+            self.close()  # nobody gets this student, so nobody else would
+            raise
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Of all trainables, as `TRAINABLE.PARAMETER`."""

@@ -139,7 +139,7 @@ class WordVectors:
 def _initial_vectors(tower: TextTower, count: int, config: TrainingConfig) -> torch.Tensor:
     """The initializer word's vectors in turn; without one, noise of the vocabulary's spread (as cog-sdxl does)."""
     vocabulary = tower.model.get_input_embeddings().weight.detach().float()
-    if config.initializer_word:
+    if config.initializer_word.strip():
         ids = tower.tokenizer(config.initializer_word, add_special_tokens=False).input_ids
         return vocabulary[[ids[i % config.num_vectors % len(ids)] for i in range(count)]].clone()
     noise = torch.randn(count, vocabulary.shape[1], generator=seeded_generator(config.seed, tower.component, 0))
@@ -153,7 +153,11 @@ def _norm_range(tower: TextTower) -> tuple[float, float]:
 
 
 class FullWeights:
-    """All weights of a component, as a float32 copy of the job's own; with their moving average (EMA) if asked for."""
+    """All weights of a component, as a float32 copy of the job's own; with their moving average (EMA) if asked for.
+
+    The average's decay begins small and rises to its value as diffusers' `EMAModel` has it, or in a short run the
+    average would be little else than the base model.
+    """
 
     def __init__(
         self, component: str, model: nn.Module, config: TrainingConfig, *, learning_rate: float, steps: range
@@ -165,14 +169,15 @@ class FullWeights:
         self._parameters = dict(self.model.named_parameters())
         self._decay = config.ema_decay
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()} if config.ema_decay else {}
+        self._averaged = torch.zeros((), dtype=torch.int64)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The model's, by their names in it."""
         return self._parameters
 
     def buffers(self) -> Mapping[str, torch.Tensor]:
-        """The moving averages."""
-        return self._average
+        """The moving averages, and of how many steps they are."""
+        return {**self._average, "averaged_steps": self._averaged} if self._average else {}
 
     @contextmanager
     def acting(self, *, training: bool) -> Iterator[None]:
@@ -195,8 +200,11 @@ class FullWeights:
     @torch.no_grad()
     def after_step(self) -> None:
         """Moves the averages."""
+        steps = int(self._averaged)
+        self._averaged += 1
+        decay = min(self._decay, (1 + steps) / (10 + steps))
         for name, average in self._average.items():
-            average.lerp_(self._parameters[name], 1 - self._decay)
+            average.lerp_(self._parameters[name], 1 - decay)
 
     def close(self) -> None:
         """Nothing: the base model never had it."""
