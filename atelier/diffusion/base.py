@@ -65,6 +65,11 @@ class Conditioning:
         """The same on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rows."""
+        return sum(tensor.nbytes for tensor in (self.text, self.pooled, self.sizes) if tensor is not None)
+
     def with_sizes(self, sizes: torch.Tensor) -> Conditioning:
         """The same with these size conditions [N, 6]."""
         return replace(self, sizes=sizes)

@@ -49,7 +49,7 @@ def main(
     (folder / "config.json").write_text(
         json.dumps({name: getattr(config, name) for name in config.__slots__}, indent=2)
     )
-    _save(_train(_job(run, config)), folder / ADAPTER)
+    _train(_job(run, config), folder / ADAPTER)
 
 
 def _config(run: Run) -> TrainingConfig:
@@ -93,7 +93,7 @@ def _job(run: Run, config: TrainingConfig) -> TrainingJob:
     )
 
 
-def _train(job: TrainingJob) -> Finished:
+def _train(job: TrainingJob, folder: Path) -> None:
     base = load_base(BASE, device=torch.device("cpu"), dtype=torch.float32)
     # The bar is what the steps are timed by, as the peer's is.
     with tqdm(total=job.config.max_train_steps, desc="Steps") as bar:
@@ -102,8 +102,8 @@ def _train(job: TrainingJob) -> Finished:
                 bar.update(event.step - bar.n)
                 bar.set_postfix(loss=event.loss)
             if isinstance(event, Finished):
-                return event
-    raise AssertionError("a method's last event is Finished")
+                # Files on disk are there until the generator goes on.
+                _save(event, folder)
 
 
 def _save(finished: Finished, folder: Path) -> None:

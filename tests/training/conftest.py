@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from atelier.diffusion.base import Base, load_base
+from atelier.diffusion.sampler import SamplingConfig
 from atelier.diffusion.scorer import ClipScorer
+from services.trainer.training import evaluation
+from services.trainer.training.evaluation import Scorers
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -19,5 +24,13 @@ def base() -> Base:
 
 
 @pytest.fixture(scope="session")
-def scorer(base: Base) -> ClipScorer:
-    return ClipScorer(MODELS / "emoji-clip", base)
+def scorers(base: Base) -> Scorers:
+    return Scorers(clip=ClipScorer(MODELS / "emoji-clip", base))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_denoising_steps() -> Iterator[None]:
+    """Previews and evaluations are most of a small job's time: theirs are images of 4 steps here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "SamplingConfig", partial(SamplingConfig, steps=4))
+        yield

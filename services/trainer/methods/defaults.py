@@ -40,7 +40,7 @@ _COMMON: dict[str, Any] = {
     "train_text_encoder": False,
     "initializer_word": "",
     "ema_decay": 0.0,
-    "publish_weights": "last",
+    "publish_weights": "best",
     "early_stopping": False,
     "repeats": 1,
 }

@@ -12,7 +12,7 @@ from atelier.diffusion.base import Base, Conditioning
 from services.trainer.methods.base import Concept
 from services.trainer.training.noise import seeded_generator
 
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_BYTES = 256 * 1024 * 1024
 _WORD_PROMPTS = 128
 _MIN_WORD_LETTERS = 4
 
@@ -40,7 +40,8 @@ class PromptCache:
         found = Conditioning.cat([self._rows[prompt] for prompt in prompts])
         for prompt in prompts:
             self._rows.move_to_end(prompt)
-        while len(self._rows) > _MAX_REMEMBERED:
+        most = max(1, _MAX_REMEMBERED_BYTES // found.rows([0]).nbytes)
+        while len(self._rows) > most:
             self._rows.popitem(last=False)
         return found
 

@@ -61,7 +61,7 @@ class Student:
 
     @contextmanager
     def acting(self, *, training: bool) -> Iterator[None]:
-        """All trainables act inside, on GPUs with a half-precision base in mixed precision."""
+        """All trainables act inside; float32 weights on a base of half precision in mixed precision (autocast)."""
         with ExitStack() as stack:
             for each in self.trainables:
                 stack.enter_context(each.acting(training=training))
@@ -69,7 +69,7 @@ class Student:
             yield
 
     def _autocast(self) -> AbstractContextManager[object]:
-        is_mixed = self.bare.dtype != torch.float32 and self.base.dtype == torch.float32
+        is_mixed = self.bare.dtype != torch.float32 and bool(self.models())
         return torch.autocast(self.bare.device.type, dtype=self.bare.dtype, enabled=is_mixed)
 
     def encode(self, prompts: Sequence[str], learning: Sequence[Trainable]) -> Conditioning:
@@ -115,9 +115,9 @@ class Student:
 
 
 def _with_models(base: Base, models: Mapping[str, nn.Module]) -> Base:
-    """A base model with some of its models exchanged; their numbers are float32."""
+    """A base model with some of its models exchanged. Theirs are float32 numbers; what goes in and out is as before."""
     if not models:
         return base
     towers = tuple(dataclasses.replace(tower, model=models.get(tower.component, tower.model)) for tower in base.towers)
     denoiser = models.get(base.denoiser_name, base.denoiser)
-    return dataclasses.replace(base, denoiser=denoiser, towers=towers, dtype=torch.float32)
+    return dataclasses.replace(base, denoiser=denoiser, towers=towers)

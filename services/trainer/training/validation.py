@@ -14,8 +14,8 @@ from services.trainer.training.evaluation import Evaluator, validation_prompts
 from services.trainer.training.sample_grid import grid
 from services.trainer.training.selection import best_step
 
-# A glimpse, not an evaluation: training waits while they are drawn.
-_MAX_PROMPTS = 4
+# A glimpse, not an evaluation: training waits while they are drawn. Fewer prompts get more images each.
+_IMAGES = 4
 
 
 class Validations:
@@ -25,53 +25,56 @@ class Validations:
         self._evaluator = evaluator
         config = evaluator.job.config
         self._keeps_best = config.publish_weights == "best" and evaluator.scorers is not None
-        self._base: Scores | None = None
+        self._prompts = validation_prompts(evaluator.job)[:_IMAGES]
+        self._per_prompt = _IMAGES // len(self._prompts)
         self._by_step: dict[int, Scores] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
 
     @property
     def published_step(self) -> int | None:
         """The step of the best weights; None when the last are published."""
-        return best_step(self._base, self._by_step) if self._base and self._by_step else None
+        return best_step(self._by_step) if self._by_step else None
 
     def validate(self, step: int) -> Previews:
-        """Draws the previews of this step, scores them, and keeps the weights if they are the best."""
-        prompts = validation_prompts(self._evaluator.job)[:_MAX_PROMPTS]
-        images = self._evaluator.draw(prompts, 1)
+        """Draws the previews of this step, scores them, and keeps the weights if they are the best.
+
+        The previews are an image of each prompt, and a sheet of all that was drawn.
+        """
+        images = self._draw()
         if self._keeps_best:
-            self._keep_if_best(step, prompts, images)
-        pngs = [encode_png(image) for image in images]
-        sheet = grid([list(images)], row_labels=[f"step {step}"], column_labels=prompts)
-        return Previews(step=step, prompts=(*prompts, ""), pngs=(*pngs, sheet))
+            self._keep_if_best(step, images)
+        rows = [images[i :: self._per_prompt] for i in range(self._per_prompt)]
+        sheet = grid(
+            [list(row) for row in rows],
+            row_labels=[f"step {step}, seed + {i}" for i in range(len(rows))],
+            column_labels=self._prompts,
+        )
+        pngs = [encode_png(image) for image in rows[0]]
+        return Previews(step=step, prompts=(*self._prompts, ""), pngs=(*pngs, sheet))
 
     def finish(self, step: int) -> None:
         """Validates the last weights too, and puts the best in their place."""
         if not self._keeps_best:
             return
         if step not in self._by_step:
-            prompts = validation_prompts(self._evaluator.job)[:_MAX_PROMPTS]
-            self._keep_if_best(step, prompts, self._evaluator.draw(prompts, 1))
+            self._keep_if_best(step, self._draw())
         for name, tensor in self._weights().items():
             tensor.data.copy_(self.best_weights[name])
 
     def state(self) -> dict[str, Any]:
         """The scores, for a checkpoint."""
-        return {
-            "base": asdict(self._base) if self._base else None,
-            "by_step": {str(step): asdict(scores) for step, scores in self._by_step.items()},
-        }
+        return {str(step): asdict(scores) for step, scores in self._by_step.items()}
 
     def restore(self, state: Mapping[str, Any], best_weights: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a checkpoint."""
-        self._base = Scores(**state["base"]) if state["base"] else None
-        self._by_step = {int(step): Scores(**scores) for step, scores in state["by_step"].items()}
+        self._by_step = {int(step): Scores(**scores) for step, scores in state.items()}
         self.best_weights = dict(best_weights)
 
-    def _keep_if_best(self, step: int, prompts: list[str], images: torch.Tensor) -> None:
-        evaluator = self._evaluator
-        if self._base is None:
-            self._base = evaluator.score(evaluator.draw_bare(evaluator.class_words(prompts), 1), prompts)
-        self._by_step[step] = evaluator.score(images, prompts)
+    def _draw(self) -> torch.Tensor:
+        return self._evaluator.draw(self._prompts, self._per_prompt)
+
+    def _keep_if_best(self, step: int, images: torch.Tensor) -> None:
+        self._by_step[step] = self._evaluator.score(images, self._prompts)
         if self.published_step == step:
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._weights().items()}
 
