@@ -22,9 +22,10 @@ _FOLDER = "NAME=PATH"
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".data"), show_default=True, help="State.")
 @click.option("--port", type=click.IntRange(1024, 65000), default=7600, show_default=True, help="The first of six.")
-@click.option("--base", multiple=True, metavar=_FOLDER, help="Base model; the embedded one unless given.")
+@click.option("--base", multiple=True, metavar=_FOLDER, help="Base model; PATH may be a Hub id.  [default: the embedded one]")
 @click.option("--scorer", multiple=True, metavar=_FOLDER, help="A base model's CLIP scorer; without one, no scores.")
-def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...]) -> None:
+@click.option("--dino", type=click.Path(exists=True, path_type=Path), help="A DINO model's folder, for more scores.")
+def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...], dino: Path | None) -> None:
     """Every service on this machine, until Ctrl-C."""
     # Not at the top: a client's installation has no services.
     from atelier.local.stack import EMBEDDED_BASES, EMBEDDED_SCORERS, Stack, StackConfig
@@ -34,7 +35,7 @@ def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...]
     scorers = named_folders(scorer, "--scorer")
     if not bases:
         bases, scorers = EMBEDDED_BASES, {**EMBEDDED_SCORERS, **scorers}
-    config = StackConfig(data_dir=data_dir, base_port=port, bases=bases, scorers=scorers)
+    config = StackConfig(data_dir=data_dir, base_port=port, bases=bases, scorers=scorers, dino=dino)
     console = Console(stderr=True)
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)

@@ -19,7 +19,8 @@ from atelier.errors import InvalidArgumentError
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 16 * 2**30
 MAX_TENSORS = 20_000
-ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+# Whole models count in I64: position ids, batches that a norm has seen.
+ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 

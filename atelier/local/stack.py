@@ -40,6 +40,7 @@ class StackConfig:
     """The services listen on this port and the two above, their metrics on the next three; None takes free ports."""
     bases: Mapping[str, Path] = field(default_factory=lambda: EMBEDDED_BASES)
     scorers: Mapping[str, Path] = field(default_factory=lambda: EMBEDDED_SCORERS)
+    dino: Path | None = None
     torch_threads: int = 2
 
 
@@ -135,7 +136,8 @@ class Stack:
         """As arguments: a variable's values are parted at white space, which paths may hold."""
         bases = [f"--base={base}={path}" for base, path in self._config.bases.items()]
         scorers = [f"--scorer={base}={path}" for base, path in self._config.scorers.items()]
-        return {"registry": [], "trainer": bases + scorers, "inference": bases}[name]
+        dino = [f"--dino={self._config.dino}"] if self._config.dino else []
+        return {"registry": [], "trainer": bases + scorers + dino, "inference": bases}[name]
 
     def _common_settings(self, name: str) -> dict[str, object]:
         return {

@@ -11,7 +11,7 @@ ADAPTER = "adapter"
 """The folder of a run in which the trained files are."""
 MEASURED, FAILURE, LOG = "measured.json", "failure.txt", "train.log"
 SCORES, CONTEXTS_GRID, NEIGHBOURS_GRID = "scores.json", "contexts.png", "neighbours.png"
-CEILING_SCORES, CEILING_GRID = "ceiling.json", "ceiling.png"
+CEILING_SCORES, CEILING_GRID, CAPTIONS_GRID = "ceiling.json", "ceiling.png", "captions.png"
 
 
 def run_folder(out: Path, run: Run) -> Path:

@@ -23,7 +23,7 @@ _FOLDER = re.compile(r"rate-(?P<rate>.+)-seed-(?P<seed>\d+)")
 class Scores:
     """One adapter's scores, each the mean over a prompt's draws: [prompts]."""
 
-    clip_i: NDArray[np.float64]
+    likeness: NDArray[np.float64]
     clip_t: NDArray[np.float64]
     neighbours: Mapping[str, Mapping[str, NDArray[np.float64]]]
     """`clip_t`, `leak` and `preserved` by class."""
@@ -36,7 +36,9 @@ class Scores:
             name: {key: _over_draws(values) for key, values in scores.items()}
             for name, scores in content["neighbours"].items()
         }
-        return cls(clip_i=_over_draws(content["clip_i"]), clip_t=_over_draws(content["clip_t"]), neighbours=neighbours)
+        return cls(
+            likeness=_over_draws(content["likeness"]), clip_t=_over_draws(content["clip_t"]), neighbours=neighbours
+        )
 
     def others(self, key: str, class_words: str) -> NDArray[np.float64]:
         """A score of all neighbours but the subject's own class, [their prompts]."""
@@ -45,7 +47,7 @@ class Scores:
     def merit(self, class_words: str) -> float:
         """What a learning rate is chosen by: a true subject, in its context, with unharmed neighbours."""
         harm = self.others("leak", class_words).mean() - self.others("clip_t", class_words).mean()
-        return float(self.clip_i.mean() + self.clip_t.mean() - harm)
+        return float(self.likeness.mean() + self.clip_t.mean() - harm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Making what is not there yet: a run's adapter with its measurements, its images and scores, and the base's. No torch.
 
-A run that failed leaves `failure.txt` in its folder and is tried again the next time; one whose scores are there is
-skipped.
+A run that failed leaves `failure.txt` in its folder and is tried again the next time; what was trained is not trained
+again, and one whose scores are there is skipped.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Runner:
             self._score(subject, subject.class_words or "-", folder, [])
 
     def make(self, run: Run) -> None:
-        """A run, unless it is there; a failure is said and written down, not raised."""
+        """A run, or what is missing of it; a failure is said and written down, not raised."""
         folder = run_folder(self.out, run)
         if (folder / SCORES).is_file():
             return
-        title = f"{run.method.name}, {run.contender.name}, rate {run.learning_rate:g}, seed {run.seed}"
-        self.say(title)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self.say(f"{run.method.name}, {run.contender.name}, rate {run.learning_rate:g}, seed {run.seed}")
         try:
-            measured = self._train(run, folder)
-            (folder / MEASURED).write_text(json.dumps(asdict(measured)))
+            if not (folder / MEASURED).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                measured = self._train(run, folder)
+                (folder / MEASURED).write_text(json.dumps(asdict(measured)))
             base_images = base_folder(self.out, run.method.subject)
             options = [f"--adapter={folder / ADAPTER}", f"--base-images={base_images}"]
             self._score(run.method.subject, run.method.word or "-", folder, options)

@@ -40,6 +40,11 @@ class Subject:
     """Prompts that the adapter must leave alone, by class."""
 
     @property
+    def likeness(self) -> str:
+        """What the likeness to the training images is called."""
+        return "CLIP-I" if self.class_words else "style"
+
+    @property
     def folder(self) -> Path:
         return EXAMPLES / self.name
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bench.methods.bootstrap import Interval, paired_interval
 from bench.methods.plan import Contender
 from bench.methods.results import Result, Scores
+from bench.methods.subjects import Subject
 
 _GIB = 2**30
 Chosen = dict[str, list[Result]]
@@ -25,20 +26,20 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def before_and_after(
-    base: Scores, ceiling: dict[str, Any], chosen: Chosen, failed: dict[str, str], class_words: str
+    base: Scores, ceiling: dict[str, Any], chosen: Chosen, failed: dict[str, str], subject: Subject
 ) -> str:
     """Scores, time and memory: the base, every contender, and the ceiling."""
-    headings = ["", "rate", "seeds", "CLIP-I", "CLIP-T", "neighbours' CLIP-T", "leak", "preserved"]
+    headings = ["", "rate", "seeds", subject.likeness, "CLIP-T", "neighbours' CLIP-T", "leak", "preserved"]
     headings += ["class leak", "whole process s", "s/step", "peak GiB"]
-    rows = [["base", "", "", *_score_cells([base], class_words), "", "", ""]]
+    rows = [["base", "", "", *_score_cells([base], subject.class_words), "", "", ""]]
     for name, results in chosen.items():
         scores = [result.scores for result in results]
         seeds = ", ".join(str(result.seed) for result in results)
         rate = f"{results[0].learning_rate:g}"
-        rows.append([name, rate, seeds, *_score_cells(scores, class_words), *_cost_cells(results)])
+        rows.append([name, rate, seeds, *_score_cells(scores, subject.class_words), *_cost_cells(results)])
     rows += [[name, f"not run: {_one_line(reason)}", *[""] * 10] for name, reason in failed.items()]
-    if "clip_i" in ceiling:
-        cells = [f"{np.mean(ceiling[key]):.3f}" for key in ("clip_i", "clip_t")]
+    if "likeness" in ceiling:
+        cells = [f"{np.mean(ceiling[key]):.3f}" for key in ("likeness", "clip_t")]
         rows.append(["ceiling: the real subject pasted", "", "", *cells, *[""] * 7])
     return table(headings, rows)
 
@@ -49,7 +50,7 @@ def paired(ours: Contender, theirs: Contender, chosen: Chosen, class_words: str)
     if not pairs:
         return None
     takes: list[_Take] = [
-        lambda scores: scores.clip_i,
+        lambda scores: scores.likeness,
         lambda scores: scores.clip_t,
         lambda scores: scores.others("clip_t", class_words),
         lambda scores: scores.others("leak", class_words),
@@ -62,16 +63,10 @@ def paired(ours: Contender, theirs: Contender, chosen: Chosen, class_words: str)
     return [f"{ours.name} − {theirs.name}", str(len(pairs)), *cells, seconds, f"{np.median(memory):.2f}"]
 
 
-PAIRED_HEADINGS = (
-    "pair",
-    "seeds",
-    "CLIP-I",
-    "CLIP-T",
-    "neighbours' CLIP-T",
-    "leak",
-    "s/step, ratio",
-    "peak memory, ratio",
-)
+def paired_headings(subject: Subject) -> list[str]:
+    """Of rows of `paired`."""
+    scores = [subject.likeness, "CLIP-T", "neighbours' CLIP-T", "leak"]
+    return ["pair", "seeds", *scores, "s/step, ratio", "peak memory, ratio"]
 
 
 def drift(base: Scores, chosen: Chosen) -> str:
@@ -87,15 +82,15 @@ def drift(base: Scores, chosen: Chosen) -> str:
     return table(["class", "", "CLIP-T", "moved", "leak", "moved", "preserved"], rows)
 
 
-def search(results: Sequence[Result], class_words: str) -> str:
+def search(results: Sequence[Result], subject: Subject) -> str:
     """Every run there is."""
     rows = []
     for result in results:
-        cells = _score_cells([result.scores], class_words)
-        merit = f"{result.scores.merit(class_words):.3f}"
+        cells = _score_cells([result.scores], subject.class_words)
+        merit = f"{result.scores.merit(subject.class_words):.3f}"
         head = [result.contender.name, f"{result.learning_rate:g}", str(result.seed)]
         rows.append([*head, *cells, merit, *_cost_cells([result])])
-    headings = ["", "rate", "seed", "CLIP-I", "CLIP-T", "neighbours' CLIP-T", "leak", "preserved", "class leak"]
+    headings = ["", "rate", "seed", subject.likeness, "CLIP-T", "neighbours' CLIP-T", "leak", "preserved", "class leak"]
     return table([*headings, "merit", "whole process s", "s/step", "peak GiB"], rows)
 
 
@@ -103,10 +98,10 @@ def _score_cells(scores: Sequence[Scores], class_words: str) -> list[str]:
     def others(key: str) -> float:
         return float(np.mean([score.others(key, class_words) for score in scores]))
 
-    clip_i, clip_t = (np.array([getattr(score, key).mean() for score in scores]) for key in ("clip_i", "clip_t"))
+    likeness, clip_t = (np.array([getattr(score, key).mean() for score in scores]) for key in ("likeness", "clip_t"))
     own = [score.neighbours[class_words]["leak"] for score in scores if class_words in score.neighbours]
     return [
-        _spread(clip_i),
+        _spread(likeness),
         _spread(clip_t),
         f"{others('clip_t'):.3f}",
         f"{others('leak'):.3f}",

@@ -22,7 +22,7 @@ from atelier.rpc.options import authority, base_option, bases, server_config, se
 from atelier.rpc.server import Server, ServerConfig, serve
 from services.inference.adapters import AdapterCache, CacheConfig, open_registry
 from services.inference.engine import EngineConfig
-from services.inference.models import Model, load_model
+from services.inference.models import Model, load_models
 from services.inference.servicer import InferenceServicer, ServiceConfig
 
 _ENGINE, _SERVICE = EngineConfig(), ServiceConfig()
@@ -91,8 +91,7 @@ async def run(
     models: dict[str, Model] = {}
 
     async def warm_up() -> None:
-        loaded = {name: await asyncio.to_thread(load_model, name, path, engine) for name, path in folders.items()}
-        models.update(loaded)
+        models.update(await asyncio.to_thread(load_models, folders, engine))
 
     async def shut_down() -> None:
         for model in models.values():

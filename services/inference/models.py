@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from atelier.diffusion.base import default_dtype, load_base, refuse
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
+from atelier.errors import InvalidArgumentError
 from services.inference.engine import Engine, EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Track, make_tracks
 from services.inference.prompts import PromptEncoder
@@ -31,6 +33,24 @@ class Model:
         prompts = [spec.negative_prompt, spec.prompt] if spec.guided else [spec.prompt]
         text = torch.cat([self.prompts.encode(prompt) for prompt in prompts])
         return make_tracks(self.engine.base, spec, text, max_rows=self.engine.config.max_batch_rows)
+
+
+def load_models(folders: Mapping[str, Path], config: EngineConfig) -> dict[str, Model]:
+    """Loads base models by name; those of families that are trained but not served are passed over.
+
+    Raises:
+        InvalidArgumentError: none of them is served, or one cannot be loaded.
+    """
+    models: dict[str, Model] = {}
+    for name, path in folders.items():
+        try:
+            models[name] = load_model(name, path, config)
+        except InvalidArgumentError as error:
+            is_last_chance = not models and name == list(folders)[-1]
+            if error.reason != "BASE_MODEL_NOT_SUPPORTED" or is_last_chance:
+                raise
+            _log.warning("not served", base_model=name, why=str(error))
+    return models
 
 
 def load_model(name: str, path: Path, config: EngineConfig) -> Model:

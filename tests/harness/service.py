@@ -28,7 +28,7 @@ class ServiceProcess:
         module: such as `services.registry`.
         folder: for its log.
         authority: issues the tokens of its clients.
-        options: command-line options by name without the dashes; the ports are added.
+        options: command-line options by name without the dashes, a list's once for each value; the ports are added.
         env: environment variables.
     """
 
@@ -44,7 +44,8 @@ class ServiceProcess:
         self.port, self.metrics_port = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
         every = {**options, "port": self.port, "metrics-port": self.metrics_port}
-        flags = [f"--{name}={value}" for name, value in every.items()]
+        lists = {name: value if isinstance(value, list) else [value] for name, value in every.items()}
+        flags = [f"--{name}={value}" for name, values in lists.items() for value in values]
         self.process = ManagedProcess(module, [sys.executable, "-m", module, *flags], folder / f"{module}.log", env)
 
     def start(self) -> None:

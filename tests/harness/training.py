@@ -19,6 +19,7 @@ from services.trainer.methods.base import (
     Concept,
     Evaluating,
     Event,
+    Finished,
     TrainingImage,
     TrainingJob,
 )
@@ -41,6 +42,7 @@ _SMALL = {
     "checkpointing_steps": 1,
     "validation_steps": 3,
     "pivot_fraction": 0.5,
+    "publish_weights": "last",
 }
 
 
@@ -71,8 +73,23 @@ def make_job(method: str, base: Base, **config: Any) -> TrainingJob:
 
 
 def run_job(job: TrainingJob, base: Base, scorers: Scorers | None = None, **options: Any) -> list[Event]:
-    """All events."""
-    return list(load_train(job.method)(job, base, scorers, **options))
+    """All events; the files of the last, which are there only until the next is asked for, are read."""
+    return [
+        Finished(files={path: _read(file) for path, file in event.files.items()})
+        if isinstance(event, Finished)
+        else event
+        for event in load_train(job.method)(job, base, scorers, **options)
+    ]
+
+
+def files_of(events: list[Event]) -> dict[str, bytes]:
+    """What a finished job has made, by path."""
+    assert isinstance(events[-1], Finished)
+    return {path: _read(file) for path, file in events[-1].files.items()}
+
+
+def _read(file: bytes | Path) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def checkpoints(job: TrainingJob, base: Base, scorers: Scorers | None = None, **options: Any) -> dict[int, bytes]:
@@ -141,7 +158,17 @@ def traces(base: Base) -> list[str]:
     """What a job has left on a base model, by module: there should be nothing."""
     models: dict[str, nn.Module] = base.components()
     modules = {f"{part}.{name}": each for part, model in models.items() for name, each in model.named_modules()}
-    hooked = [name for name, each in modules.items() if each._forward_hooks or each._forward_pre_hooks]
+    hooked = [name for name, each in modules.items() if any(map(_is_ours, _hooks(each)))]
     recomputing = [name for name, each in modules.items() if getattr(each, "gradient_checkpointing", False)]
     learning = [name for model in models.values() for name, p in model.named_parameters() if p.requires_grad]
     return hooked + recomputing + learning
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _is_ours(hook: Any) -> bool:
+    """Those that transformers puts on a text encoder to hear of hidden states stay for good."""
+    module: str = getattr(hook, "func", hook).__module__
+    return not module.startswith("transformers.")

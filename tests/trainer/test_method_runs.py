@@ -1,4 +1,4 @@
-"""Every method as a job: created over gRPC, trained on Ray, published, and loaded by plain diffusers from the registry."""
+"""Every method as a job: created over gRPC, trained on Ray, published; what is published loads in plain diffusers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.registry import RegistryServer
 from tests.harness.trainer import TrainerServer, image_bytes
 
 MODEL = Path(__file__).parents[2] / "models" / "emoji-sd"
-QUICK = {"max_train_steps": 4, "train_batch_size": 1, "validation_steps": 0, "resolution": 64}
+QUICK: dict[str, Any] = {"max_train_steps": 4, "train_batch_size": 1, "validation_steps": 0, "resolution": 64}
 
 
 def run_job(client: TrainerClient, **fields: Any) -> pb.Job:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,9 @@ from atelier.diffusion.base import Base
 from atelier.diffusion.lowrank import weight_shapes
 from atelier.diffusion.sampler import SamplingConfig, sample
 from atelier.diffusion.words import read_words_file
-from services.trainer.methods.base import Evaluated, Event, Finished, Previews, Scores, StepDone
+from services.trainer.methods.base import Evaluated, Previews, Scores, StepDone
 from services.trainer.training.evaluation import Scorers
-from tests.harness.training import ALL_METHODS, LEARN_WORDS, make_job, run_job, traces
+from tests.harness.training import ALL_METHODS, LEARN_WORDS, files_of, make_job, run_job, traces
 
 _DESCRIBING = {"README.md", "recipe.json", "metrics.json", "samples/0.png", "samples/grid.png"}
 _WEIGHTS = {
@@ -39,20 +37,14 @@ _LOADERS = {
 
 
 class Run:
-    """A finished job: its events, and its files while they were there."""
+    """A finished job, and what the bare base model drew before and after it."""
 
     def __init__(self, method: str, base: Base, scorers: Scorers, **config: Any) -> None:
-        from services.trainer.methods import load_train
-
         self.job = make_job(method, base, **config)
-        self.events: list[Event] = []
-        self.files: dict[str, bytes] = {}
-        self.drawn = [_draw(base)]
-        for event in load_train(method)(self.job, base, scorers):
-            self.events.append(event)
-            if isinstance(event, Finished):
-                self.files = {k: v if isinstance(v, bytes) else v.read_bytes() for k, v in event.files.items()}
-        self.drawn.append(_draw(base))
+        before = _draw(base)
+        self.events = run_job(self.job, base, scorers)
+        self.files = files_of(self.events)
+        self.drawn = (before, _draw(base))
 
 
 def _draw(base: Base) -> torch.Tensor:
@@ -134,7 +126,8 @@ def test_the_card_says_how_to_load_it(finished: Run, base: Base) -> None:
     compile(code, "README.md", "exec")
     loaders = {name for name in ("from_pretrained", "load_lora_weights", "load_textual_inversion") if name in code}
     assert loaders == _LOADERS[finished.job.method]
-    assert ("TOK" not in code) and ("<s0><s1>" in code) == (finished.job.method in LEARN_WORDS)
+    assert "TOK" not in code
+    assert ("<s0><s1>" in code) == (finished.job.method in LEARN_WORDS)
 
 
 def test_the_base_is_as_it_was(finished: Run, base: Base) -> None:
@@ -146,24 +139,15 @@ def test_a_base_without_a_scorer_trains_and_is_not_scored(base: Base) -> None:
     job = make_job("lora", base, validation_steps=0, publish_weights="best")
     events = run_job(job, base)
     assert not any(isinstance(event, Evaluated | Previews) for event in events)
-    assert isinstance(events[-1], Finished)
-    assert b"there is no scorer" in _contents(events[-1].files, "README.md")
-    assert json.loads(_contents(events[-1].files, "metrics.json"))["evaluation"] is None
+    files = files_of(events)
+    assert b"there is no scorer" in files["README.md"]
+    assert json.loads(files["metrics.json"])["evaluation"] is None
 
 
 def test_the_best_weights_are_published_where_asked_for(base: Base, scorers: Scorers) -> None:
     """A rate that wrecks the model makes its first validation the best."""
     job = make_job("lora", base, publish_weights="best", validation_steps=1, learning_rate=0.1)
-    events = run_job(job, base, scorers)
-    assert isinstance(events[-1], Finished)
-    files = events[-1].files
-    assert json.loads(_contents(files, "metrics.json"))["published_step"] < 4
-    last = run_job(replace(job, config=replace(job.config, publish_weights="last")), base, scorers)[-1]
-    assert isinstance(last, Finished)
-    assert _contents(files, FILE_NAME) != _contents(last.files, FILE_NAME)
-
-
-def _contents(files: Mapping[str, bytes | Path], path: str) -> bytes:
-    contents = files[path]
-    assert isinstance(contents, bytes)
-    return contents
+    best = files_of(run_job(job, base, scorers))
+    assert json.loads(best["metrics.json"])["published_step"] < 4
+    last = files_of(run_job(replace(job, config=replace(job.config, publish_weights="last")), base, scorers))
+    assert best[FILE_NAME] != last[FILE_NAME]

@@ -29,6 +29,7 @@ from bench.methods.plan import BATCH, METHODS, OURS, PEER, PEER_PRIOR, Contender
 from bench.methods.process import run_measured
 from bench.methods.report import write_report
 from bench.methods.results import Result, best_learning_rate, load_results
+from bench.methods.scores import Judge
 from bench.methods.subjects import BASE, FOX, STYLE
 from bench.methods.tables import before_and_after, paired
 from services.trainer.methods import resolve_config
@@ -50,7 +51,7 @@ def write_run(out: Path, run: Run, *, clip_i: float, leak: float = 0.1) -> None:
         for name, prompts in subject.neighbours.items()
     }
     rows = len(subject.contexts)
-    scores = {"clip_i": [[clip_i] * 4] * rows, "clip_t": [[0.7] * 4] * rows, "neighbours": neighbours}
+    scores = {"likeness": [[clip_i] * 4] * rows, "clip_t": [[0.7] * 4] * rows, "neighbours": neighbours}
     (folder / SCORES).write_text(json.dumps(scores))
     measured = {"wall_seconds": 20.0, "cpu_seconds": 30.0, "peak_rss_bytes": 2**30, "seconds_per_step": 0.5}
     (folder / MEASURED).write_text(json.dumps(measured))
@@ -194,6 +195,18 @@ def test_no_context_is_in_a_training_caption_and_words_take_the_subjects_place()
     assert FOX.prompts("TOK")[0] == "a photo of a TOK on a red background"
 
 
+def test_likeness_is_of_the_subject_or_of_the_way_to_the_style() -> None:
+    assert Judge(FOX, None).training_likeness() == pytest.approx(0.687, abs=0.001)
+    gray = [[Image.open(path).convert("L").convert("RGB")] for path in STYLE.image_paths]
+    judge = Judge(STYLE, gray)
+    assert 0.1 < judge.training_likeness() < 1
+    colored = [[Image.open(path).convert("RGB")] * 4 for path in FOX.image_paths] * 2
+    colored, grayed = colored[:6], [[image.convert("L").convert("RGB") for image in row] for row in colored[:6]]
+    unmoved, moved = (judge.neighbours(images, grayed) for images in (grayed, colored))
+    assert all(np.allclose(scores["leak"], 0) for scores in unmoved.values())
+    assert np.mean([scores["leak"] for scores in moved.values()]) > 0.1
+
+
 def test_grids_keep_every_pixel(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     rows = [
@@ -238,7 +251,7 @@ def test_a_contender_that_did_not_run_has_a_row_that_says_why(tmp_path: Path) ->
     write_run(tmp_path, a_run(), clip_i=0.5)
     chosen = load_all(tmp_path, PEER)
     base = chosen["peer"][0].scores
-    lines = before_and_after(base, {}, chosen, {"ours": "needs the package datasets"}, FOX.class_words).splitlines()
+    lines = before_and_after(base, {}, chosen, {"ours": "needs the package datasets"}, FOX).splitlines()
     assert "not run: needs the package datasets" in lines[-1]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
@@ -258,7 +271,7 @@ def test_the_report_has_tables_and_sheets_of_what_is_there(tmp_path: Path) -> No
     write_run(tmp_path, a_run(), clip_i=0.5)
     base_folder(tmp_path, FOX).parent.mkdir(parents=True)
     run_folder(tmp_path, a_run()).rename(base_folder(tmp_path, FOX))
-    (base_folder(tmp_path, FOX) / CEILING_SCORES).write_text(json.dumps({"clip_i_among_training": 0.687}))
+    (base_folder(tmp_path, FOX) / CEILING_SCORES).write_text(json.dumps({"training_likeness": 0.687}))
     runs = [a_run(contender=OURS), a_run()]
     for run in runs:
         write_run(tmp_path, run, clip_i=0.6)

@@ -18,8 +18,8 @@ _DECIMALS = 3
 def best_step(by_step: Mapping[int, Scores]) -> int:
     """The step with the highest product of subject fidelity and prompt fidelity (CLIP-T).
 
-    Subject fidelity is DINO where all have it, else CLIP-I; a negative cosine counts as none. Of steps that are equal to
-    three decimals it is the earliest, which had the least time to harm what it was not taught.
+    Subject fidelity is DINO where all have it, else CLIP-I; a negative cosine counts as none. Of steps that are equal
+    to three decimals it is the earliest, which had the least time to harm what it was not taught.
 
     Args:
         by_step: scores of the same prompts and seeds by the step of the weights; at least one.

@@ -169,7 +169,7 @@ class FullWeights:
         self._parameters = dict(self.model.named_parameters())
         self._decay = config.ema_decay
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()} if config.ema_decay else {}
-        self._averaged = torch.zeros((), dtype=torch.int64)
+        self._averaged = torch.zeros(())
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The model's, by their names in it."""

@@ -1,0 +1,32 @@
+"""Which base models the service loads: those of a family that is trained but not served yet are passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atelier.errors import InvalidArgumentError
+from services.inference.engine import EngineConfig
+from services.inference.models import load_models
+from tests.harness.families import tiny_stable_diffusion, tiny_stable_diffusion_xl
+
+CONFIG = EngineConfig(num_slots=2, max_rank=1)
+
+
+def test_a_family_that_is_not_served_leaves_the_others_alone(tmp_path: Path) -> None:
+    folders = {"xl": tiny_stable_diffusion_xl(tmp_path / "xl"), "sd": tiny_stable_diffusion(tmp_path / "sd")}
+    models = load_models(folders, CONFIG)
+    assert list(models) == ["sd"]
+    models["sd"].engine.stop()
+
+
+def test_without_any_that_is_served_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="stable-diffusion-xl; served is stable-diffusion"):
+        load_models({"xl": tiny_stable_diffusion_xl(tmp_path / "xl")}, CONFIG)
+
+
+def test_a_folder_that_is_no_model_is_never_passed_over(tmp_path: Path) -> None:
+    folders = {"none": tmp_path, "sd": tiny_stable_diffusion(tmp_path / "sd")}
+    with pytest.raises(InvalidArgumentError, match="not a diffusers model folder"):
+        load_models(folders, CONFIG)
