@@ -1,5 +1,13 @@
 """`python -m bench.methods` (or `make bench-methods`): trains and scores what is not there yet, then writes the report.
 
+    python -m bench.methods                                        Atelier's defaults, three seeds
+    python -m bench.methods --method lora --peer-scripts ~/diffusers/examples
+    python -m bench.methods --method pivotal --contender ours --learning-rates 1e-3,2e-3 --seeds 0
+
+Any part of the matrix can be made alone: what is there is kept, and the report is of what is there. The peer's scripts
+run on this interpreter unless `--peer-python` names another; the one for `lora` needs the package `datasets`, which is
+not among this project's.
+
 Everything heavy happens in other processes, so that their memory is measured and not this one's.
 """
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bench.methods.layout import FAILURE, MEASURED, SCORES, base_folder, contender_folder
 from bench.methods.plan import Contender, Method
 from bench.methods.process import Measured
+from bench.methods.subjects import Subject
 
 _FOLDER = re.compile(r"rate-(?P<rate>.+)-seed-(?P<seed>\d+)")
 
@@ -62,12 +63,18 @@ class Result:
     measured: Measured
 
 
+def is_scored(folder: Path, subject: Subject) -> bool:
+    """Whether a folder has scores, by the subject's present prompts and settings."""
+    path = folder / SCORES
+    return path.is_file() and json.loads(path.read_text()).get("protocol") == subject.protocol
+
+
 def load_results(out: Path, method: Method, contender: Contender, steps: int) -> list[Result]:
     """All finished runs of a contender, by learning rate and seed."""
     results = []
     for folder in contender_folder(out, method, contender.name, steps).glob("rate-*"):
         match = _FOLDER.fullmatch(folder.name)
-        if match and (folder / SCORES).is_file():
+        if match and is_scored(folder, method.subject):
             results.append(
                 Result(
                     contender=contender,

@@ -1,7 +1,7 @@
 """Making what is not there yet: a run's adapter with its measurements, its images and scores, and the base's. No torch.
 
 A run that failed leaves `failure.txt` in its folder and is tried again the next time; what was trained is not trained
-again, and one whose scores are there is skipped.
+again, and what was scored by the present prompts and settings is skipped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from atelier.errors import AtelierError, FailedPreconditionError
-from bench.methods.layout import ADAPTER, FAILURE, LOG, MEASURED, SCORES, base_folder, peer_images_folder, run_folder
+from bench.methods.layout import ADAPTER, FAILURE, LOG, MEASURED, base_folder, peer_images_folder, run_folder
 from bench.methods.peers import Peer, environment, prepare_images
 from bench.methods.plan import Run
 from bench.methods.process import Measured, run_measured
+from bench.methods.results import is_scored
 from bench.methods.subjects import ROOT, Subject
 
 
@@ -36,14 +37,14 @@ class Runner:
     def make_base(self, subject: Subject) -> None:
         """The bare base model's images and scores, and the ceiling's."""
         folder = base_folder(self.out, subject)
-        if not (folder / SCORES).is_file():
+        if not is_scored(folder, subject):
             folder.mkdir(parents=True, exist_ok=True)
             self._score(subject, subject.class_words or "-", folder, [])
 
     def make(self, run: Run) -> None:
         """A run, or what is missing of it; a failure is said and written down, not raised."""
         folder = run_folder(self.out, run)
-        if (folder / SCORES).is_file():
+        if is_scored(folder, run.method.subject):
             return
         self.say(f"{run.method.name}, {run.contender.name}, rate {run.learning_rate:g}, seed {run.seed}")
         try:

@@ -137,7 +137,7 @@ def main(
     contexts = judge.contexts(*(load_grid(each / CONTEXTS_GRID, len(subject.contexts)) for each in (folder, before)))
     num_rows = sum(map(len, subject.neighbours.values()))
     neighbours = judge.neighbours(*(load_grid(each / NEIGHBOURS_GRID, num_rows) for each in (folder, before)))
-    _write(folder / SCORES, {**contexts, "neighbours": neighbours})
+    _write(folder / SCORES, {"protocol": subject.protocol, **contexts, "neighbours": neighbours})
 
 
 def _draw(pipeline: Any, subject: Subject, word: str, folder: Path, *, with_captions: bool) -> None:

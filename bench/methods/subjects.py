@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,6 +14,8 @@ BASE, SCORER, EXAMPLES = ROOT / "models" / "emoji-sd", ROOT / "models" / "emoji-
 DRAWS = 4
 """Images of each prompt, with the same seeds for all."""
 STEPS, GUIDANCE, SEED = 20, 4.0, 1000
+_JUDGEMENT = 1
+"""To be counted up when the scores of `scores` change their meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,13 @@ class Subject:
     contexts: tuple[Context, ...]
     neighbours: Mapping[str, tuple[str, ...]]
     """Prompts that the adapter must leave alone, by class."""
+
+    @property
+    def protocol(self) -> str:
+        """Changes with everything that is drawn and how it is judged: scores of two protocols do not compare."""
+        contexts = [asdict(context) for context in self.contexts]
+        judged = (_JUDGEMENT, self.class_words, contexts, dict(self.neighbours), DRAWS, STEPS, GUIDANCE, SEED)
+        return hashlib.sha256(json.dumps(judged).encode()).hexdigest()[:16]
 
     @property
     def likeness(self) -> str:

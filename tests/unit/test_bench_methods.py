@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from bench.methods.peers import Peer, prepare_base, prepare_images
 from bench.methods.plan import BATCH, METHODS, OURS, PEER, PEER_PRIOR, Contender, Method, Run, search_runs
 from bench.methods.process import run_measured
 from bench.methods.report import write_report
-from bench.methods.results import Result, best_learning_rate, load_results
+from bench.methods.results import Result, best_learning_rate, is_scored, load_results
 from bench.methods.scores import Judge
 from bench.methods.subjects import BASE, FOX, STYLE
 from bench.methods.tables import before_and_after, paired
@@ -51,7 +52,12 @@ def write_run(out: Path, run: Run, *, clip_i: float, leak: float = 0.1) -> None:
         for name, prompts in subject.neighbours.items()
     }
     rows = len(subject.contexts)
-    scores = {"likeness": [[clip_i] * 4] * rows, "clip_t": [[0.7] * 4] * rows, "neighbours": neighbours}
+    scores = {
+        "protocol": subject.protocol,
+        "likeness": [[clip_i] * 4] * rows,
+        "clip_t": [[0.7] * 4] * rows,
+        "neighbours": neighbours,
+    }
     (folder / SCORES).write_text(json.dumps(scores))
     measured = {"wall_seconds": 20.0, "cpu_seconds": 30.0, "peak_rss_bytes": 2**30, "seconds_per_step": 0.5}
     (folder / MEASURED).write_text(json.dumps(measured))
@@ -233,6 +239,16 @@ def test_the_rate_of_the_first_seed_is_chosen_by_subject_and_neighbours(tmp_path
     results = load_all(tmp_path, PEER)["peer"]
     assert best_learning_rate(results, 0, FOX.class_words) == 4e-4
     assert best_learning_rate(results, 5, FOX.class_words) is None
+
+
+def test_scores_of_another_protocol_do_not_count(tmp_path: Path) -> None:
+    write_run(tmp_path, a_run(), clip_i=0.6)
+    folder = run_folder(tmp_path, a_run())
+    assert is_scored(folder, FOX)
+    scores = json.loads((folder / SCORES).read_text())
+    (folder / SCORES).write_text(json.dumps({**scores, "protocol": replace(FOX, contexts=FOX.contexts[1:]).protocol}))
+    assert not is_scored(folder, FOX)
+    assert load_all(tmp_path, PEER) == {"peer": []}
 
 
 def test_pairs_are_of_seeds_that_both_have(tmp_path: Path) -> None:
