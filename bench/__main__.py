@@ -100,16 +100,15 @@ def _print_throughput(console: Console, names: Sequence[str], device: torch.devi
         table.add_column(heading, justify="left" if heading in ("shape", "method") else "right")
     for name in names:
         for row in throughput.measure(name, device, steps=steps):
-            table.add_row(row.shape, row.method, str(row.size), str(row.batch), *_figures(row, peak))
+            table.add_row(row.shape, row.method, str(row.size), str(row.batch), *_figures(row.figures, peak))
     console.print(table)
 
 
-def _figures(row: throughput.Throughput, peak: throughput.Peak) -> list[str]:
-    if row.images_per_second is None or row.flops_per_image is None or row.peak_bytes is None:
-        return ["out of memory", "", "", ""]
-    share = row.images_per_second * row.flops_per_image / peak.flops_per_second
-    shown = (f"{row.images_per_second:.1f}", f"{row.flops_per_image / 1e9:.1f}", f"{share:.1%}")
-    return [*shown, f"{row.peak_bytes / 2**20:.0f}"]
+def _figures(figures: throughput.Figures | None, peak: throughput.Peak) -> list[str]:
+    if figures is None:
+        return ["out of memory"]
+    rates = (f"{figures.images_per_second:.1f}", f"{figures.flops_per_image / 1e9:.1f}", f"{figures.share(peak):.1%}")
+    return [*rates, f"{figures.peak_bytes / 2**20:.0f}"]
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ the median of the ratios of neighbouring turns.
 
 from __future__ import annotations
 
+import gc
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 import torch
@@ -71,10 +72,24 @@ def _synchronize() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory so far: allocated on the GPU where there is one, else of this process."""
+    """The most memory since the reset, or since the start: allocated on the GPU where there is one, else resident.
+
+    Not `ru_maxrss`: a process inherits that of the one that started it.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def reset_peak_memory() -> None:
+    """Gives back what nobody holds any more, and starts `peak_memory_bytes` anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident set size becomes the present one
 
 
 def machine() -> str:

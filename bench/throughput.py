@@ -9,7 +9,6 @@ cached, as always in training.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atelier.diffusion.base import Base, default_dtype
 from atelier.diffusion.families.stable_diffusion_xl import StableDiffusionXL
-from bench.measure import peak_memory_bytes, take_turns
+from bench.measure import peak_memory_bytes, reset_peak_memory, take_turns
 from bench.shapes import EMBEDDED, build
 from services.trainer.methods import dreambooth, dreambooth_lora, find_method
 from services.trainer.methods.base import Concept, TrainingJob
@@ -53,24 +52,29 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured of steps of one kind."""
+
+    images_per_second: float
+    flops_per_image: float
+    peak_bytes: int
+    """While this ran: allocated on a GPU, else of the whole process."""
+
+    def share(self, peak: Peak) -> float:
+        """Of the peak, 0 to 1."""
+        return self.images_per_second * self.flops_per_image / peak.flops_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Steps of one kind, measured; the figures are None where the memory did not suffice."""
+    """Steps of one kind, and their figures: None where the GPU's memory did not suffice."""
 
     shape: str
     method: str
     size: int
     """Side of the images in pixels."""
     batch: int
-    images_per_second: float | None = None
-    flops_per_image: float | None = None
-    peak_bytes: int | None = None
-    """Allocated on a GPU while this ran; on a CPU the process's, whatever else it ran before."""
-
-    def share(self, peak: Peak) -> float | None:
-        """Of the peak, 0 to 1."""
-        if self.images_per_second is None or self.flops_per_image is None:
-            return None
-        return self.images_per_second * self.flops_per_image / peak.flops_per_second
+    figures: Figures | None
 
 
 def default_shapes(device: torch.device) -> list[str]:
@@ -85,7 +89,8 @@ def measure(shape: str, device: torch.device, *, steps: int) -> Iterator[Through
     methods = ["dreambooth-lora", "dreambooth"] if shape.endswith("sd15") else ["dreambooth-lora"]
     for method in methods:
         for batch in batches:
-            yield _measure(base, shape, method, batch, steps=steps)
+            figures = _figures(base, method, batch, steps=steps)
+            yield Throughput(shape=shape, method=method, size=base.default_size, batch=batch, figures=figures)
 
 
 def find_peak(device: torch.device) -> Peak:
@@ -98,38 +103,27 @@ def find_peak(device: torch.device) -> Peak:
     return Peak(flops_per_second=_reached(device), source="best of a matrix product and a convolution, measured here")
 
 
-def _measure(base: Base, shape: str, method: str, batch: int, *, steps: int) -> Throughput:
-    size = base.default_size
+def _figures(base: Base, method: str, batch: int, *, steps: int) -> Figures | None:
+    reset_peak_memory()
     try:
-        images_per_second, flops, peak_bytes = _run(base, method, batch, steps)
+        return _run(_loop(base, method, batch), batch, steps)
     except torch.OutOfMemoryError:
-        return Throughput(shape=shape, method=method, size=size, batch=batch)
-    return Throughput(
-        shape=shape,
-        method=method,
-        size=size,
-        batch=batch,
-        images_per_second=images_per_second,
-        flops_per_image=flops / batch,
-        peak_bytes=peak_bytes,
-    )
+        return None
 
 
-def _run(base: Base, method: str, batch: int, steps: int) -> tuple[float, int, int]:
-    """Images a second, FLOP of a step, and peak memory in bytes."""
-    gc.collect()  # what the run before left behind
-    if base.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(base.device)
-    loop = _loop(base, method, batch)
+def _run(loop: TrainingLoop, batch: int, steps: int) -> Figures:
     try:
         loop.take_step()  # encodes the prompt, once
         with FlopCounterMode(display=False) as counter:
             loop.take_step()
-        (result,) = take_turns({method: loop.take_step}, turns=steps)
-        return batch / result.median_seconds, counter.get_total_flops(), peak_memory_bytes()
+        (result,) = take_turns({"": loop.take_step}, turns=steps)
     finally:
         loop.student.close()
+    return Figures(
+        images_per_second=batch / result.median_seconds,
+        flops_per_image=counter.get_total_flops() / batch,
+        peak_bytes=peak_memory_bytes(),
+    )
 
 
 def _loop(base: Base, method: str, batch: int) -> TrainingLoop:

@@ -22,7 +22,7 @@ _FOLDER = "NAME=PATH"
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".data"), show_default=True, help="State.")
 @click.option("--port", type=click.IntRange(1024, 65000), default=7600, show_default=True, help="The first of six.")
-@click.option("--base", multiple=True, metavar=_FOLDER, help="Base model; PATH may be a Hub id.  [default: the embedded one]")
+@click.option("--base", multiple=True, metavar=_FOLDER, help="Base model, PATH or Hub id.  [default: the embedded]")
 @click.option("--scorer", multiple=True, metavar=_FOLDER, help="A base model's CLIP scorer; without one, no scores.")
 @click.option("--dino", type=click.Path(exists=True, path_type=Path), help="A DINO model's folder, for more scores.")
 def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...], dino: Path | None) -> None:

@@ -30,8 +30,15 @@ _FAMILIES = {
     "StableDiffusionXLPipeline": "stable_diffusion_xl.StableDiffusionXL",
     "StableCascadeCombinedPipeline": "stable_cascade.StableCascade",
 }
-# Rows that go through a VAE or a text encoder at once: bounds memory, changes no result.
-CHUNK = 16
+# Rows that go through a text encoder at once: bounds memory, changes no result.
+_CHUNK = 16
+# The same for what works on pixels.
+_CHUNK_PIXELS = 2**16
+
+
+def pixel_chunk(width: int, height: int) -> int:
+    """How many images of this size go through an autoencoder at once."""
+    return max(1, _CHUNK_PIXELS // (width * height))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +203,7 @@ class Base(ABC):
             masks[tower.component] = tokens.attention_mask.to(self.device)
         with words.spliced() if words else nullcontext():
             return Conditioning.cat(
-                [self._encode_tokens(_rows(ids, i), _rows(masks, i)) for i in range(0, len(prompts), CHUNK)]
+                [self._encode_tokens(_rows(ids, i), _rows(masks, i)) for i in range(0, len(prompts), _CHUNK)]
             )
 
     def encode_negative(self, prompt: str, words: Words | None = None) -> Conditioning:
@@ -225,7 +232,7 @@ class Base(ABC):
 
 
 def _rows(tensors: Mapping[str, torch.Tensor], start: int) -> dict[str, torch.Tensor]:
-    return {name: tensor[start : start + CHUNK] for name, tensor in tensors.items()}
+    return {name: tensor[start : start + _CHUNK] for name, tensor in tensors.items()}
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -276,4 +283,4 @@ def refuse(description: str, reason: str) -> NoReturn:
     raise InvalidArgumentError("base_model", description, reason=reason)
 
 
-__all__ = ["CHUNK", "Base", "Conditioning", "TextTower", "Words", "load_base", "model_digest"]
+__all__ = ["Base", "Conditioning", "TextTower", "Words", "load_base", "model_digest", "pixel_chunk"]

@@ -92,14 +92,19 @@ def _read(file: bytes | Path) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
 
 
-def checkpoints(job: TrainingJob, base: Base, scorers: Scorers | None = None, **options: Any) -> dict[int, bytes]:
-    """A run's checkpoints by step; it is left before its evaluation, which can be done again from the last."""
+def checkpoints(
+    job: TrainingJob, base: Base, scorers: Scorers | None = None, *, last: int | None = None, **options: Any
+) -> dict[int, bytes]:
+    """A run's checkpoints by step.
+
+    It is left after the checkpoint `last`, else before its evaluation, which can be done again from the last one.
+    """
     saved: dict[int, bytes] = {}
     running = load_train(job.method)(job, base, scorers, **options)
     for event in running:
         if isinstance(event, CheckpointReady):
             saved[event.step] = event.contents
-        if isinstance(event, Evaluating):
+        if isinstance(event, Evaluating) or (last is not None and last in saved):
             break
     running.close()  # type: ignore[attr-defined]  # as the worker's stream does it
     return saved

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from atelier.diffusion.base import Base
+from services.trainer.methods import load_train
 from services.trainer.methods.base import Concept, Preparing, TrainingImage, TrainingJob
 from services.trainer.training.cache import TensorCache
 from services.trainer.training.examples import Example, instance_examples
@@ -146,14 +147,13 @@ def test_the_prior_is_what_the_bare_base_predicts_of_class_images_and_words(base
 
 def test_class_images_are_drawn_once_for_a_store(base: Base) -> None:
     def drawn(job: TrainingJob, store: TensorCache) -> int:
-        from services.trainer.methods import load_train
-
         running = load_train(job.method)(job, base, None, store=store)
         seen = []
         for event in running:
-            if not isinstance(event, Preparing):
-                break
+            assert isinstance(event, Preparing)
             seen.append(event.what)
+            if "rehearsal" in event.what:
+                break
         running.close()  # type: ignore[attr-defined]
         return sum(what.startswith("class images") for what in seen)
 

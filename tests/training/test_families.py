@@ -16,7 +16,7 @@ from atelier.diffusion.base import Base, load_base
 from atelier.diffusion.lowrank import weight_shapes
 from services.trainer.methods.base import CheckpointReady, Preparing, StepDone
 from tests.harness.families import tiny_stable_cascade, tiny_stable_diffusion, tiny_stable_diffusion_xl
-from tests.harness.training import ALL_METHODS, checkpoints, files_of, make_job, run_job, traces
+from tests.harness.training import ALL_METHODS, checkpoints, files_of, make_job, parameters_in, run_job, traces
 
 _FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "sd": tiny_stable_diffusion,
@@ -51,7 +51,7 @@ def test_every_method_trains_every_family(tiny: Base, method: str, tmp_path: Pat
     assert [event.step for event in events if isinstance(event, StepDone)] == list(range(1, steps + 1))
     assert not traces(tiny)
     saved = {event.step: event.contents for event in events if isinstance(event, CheckpointReady)}
-    resumed = checkpoints(job, tiny, resume=saved[steps // 2])
+    resumed = checkpoints(job, tiny, resume=saved[steps // 2], last=steps)
     assert resumed[steps] == saved[steps]
     for path, contents in files_of(events).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -83,3 +83,14 @@ def test_updates_reach_the_layers_that_a_family_has(tiny: Base) -> None:
     """`all` is more than `linear`, which is more than `attention`."""
     counts = [len(weight_shapes(tiny.denoiser, selection)) for selection in ("attention", "linear", "all")]
     assert 0 < counts[0] < counts[1] <= counts[2]
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_every_method_trains_on_a_base_in_half_precision(method: str, tmp_path: Path) -> None:
+    """What is trained is float32 all the same."""
+    folder = tiny_stable_diffusion(tmp_path / "tiny")
+    half = load_base(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    events = run_job(make_job(method, half, max_train_steps=2, validation_steps=0), half)
+    (*_, last) = (event.contents for event in events if isinstance(event, CheckpointReady))
+    assert {tensor.dtype for tensor in parameters_in(last).values()} == {torch.float32}
+    assert not traces(half)

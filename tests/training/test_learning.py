@@ -22,7 +22,11 @@ _CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "textual-inversion": ("textual-inversion", {"embedding_learning_rate": 0.02}, 0.95),
     "adafactor": ("lora", {"optimizer": "adafactor", "learning_rate": 2e-3}, 0.8),
     # Prodigy begins with a millionth of a rate, and needs about a hundred steps to find its own.
-    "prodigy": ("lora", {"optimizer": "prodigy", "max_train_steps": 110, "lr_scheduler": "constant"}, 0.8),
+    "prodigy": (
+        "lora",
+        {"optimizer": "prodigy", "max_train_steps": 110, "lr_scheduler": "constant", "train_batch_size": 1},
+        0.8,
+    ),
 }
 
 

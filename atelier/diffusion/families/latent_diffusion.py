@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from atelier.diffusion.base import CHUNK, Base, Conditioning, TextTower, load_part
+from atelier.diffusion.base import Base, Conditioning, TextTower, load_part, pixel_chunk
 from atelier.diffusion.schedulers import make_scheduler, scheduler_names
 
 
@@ -46,7 +46,8 @@ class LatentDiffusion(Base):
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """The most likely latents of the VAE's distribution, not a draw from it, so they can be cached."""
         pixels = images.permute(0, 3, 1, 2).to(device=self.device, dtype=self.vae.dtype) / 127.5 - 1
-        latents = torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in pixels.split(CHUNK)])
+        chunks = pixels.split(pixel_chunk(*pixels.shape[2:]))
+        latents = torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks])
         return (latents * self.vae.config["scaling_factor"]).to(self.dtype)
 
     @torch.no_grad()
@@ -55,7 +56,10 @@ class LatentDiffusion(Base):
     ) -> torch.Tensor:
         """Images on the CPU, of latents as `encode_images` gives them; nothing else plays a part."""
         latents = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
-        pixels = torch.cat([self.vae.decode(chunk).sample for chunk in latents.split(CHUNK)]).float()
+        height, width = (side * self.size_factor for side in latents.shape[2:])
+        pixels = torch.cat(
+            [self.vae.decode(chunk).sample for chunk in latents.split(pixel_chunk(width, height))]
+        ).float()
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

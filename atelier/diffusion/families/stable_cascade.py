@@ -24,7 +24,7 @@ from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenSchedu
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from atelier.diffusion.base import CHUNK, Base, Conditioning, TextTower, check_parts, load_part, refuse
+from atelier.diffusion.base import Base, Conditioning, TextTower, check_parts, load_part, pixel_chunk, refuse
 from atelier.diffusion.digest import model_digest
 from atelier.diffusion.efficientnet import EfficientNetEncoder, load_encoder
 from atelier.errors import InvalidArgumentError
@@ -115,7 +115,7 @@ class StableCascade(Base):
         _, *size = self.latent_shape(images.shape[2], images.shape[1])
         size = [side * _ENCODER_PIXELS_PER_LATENT for side in size]
         latents = []
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(pixel_chunk(*images.shape[1:3])):
             pixels = chunk.permute(0, 3, 1, 2).to(self.device).float() / 255
             latents.append(self.encoder(F.interpolate(pixels, size, mode="bilinear", antialias=True)))
         return torch.cat(latents).to(self.dtype)
@@ -123,7 +123,9 @@ class StableCascade(Base):
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
         """Images on the CPU, by stage B without guidance, from noise of `decoder_seed`, and the VQGAN."""
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(latents), CHUNK)]
+        height, width = (round(side * _PIXELS_PER_LATENT) for side in latents.shape[2:])
+        count = pixel_chunk(width, height)
+        chunks = [slice(start, start + count) for start in range(0, len(latents), count)]
         pixels = torch.cat([self._decode(latents[c], conditioning.rows(c), seeds[c]) for c in chunks]).float()
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
