@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atelier.client import InferenceClient
-from atelier.diffusion.base import Base, load_base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.pb.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.harness.inference import EMOJI_SD, InferenceServer
 from tests.harness.registry import RegistryServer
@@ -20,10 +20,10 @@ MAX_QUEUED_REQUESTS = 6
 
 
 @pytest.fixture(scope="session")
-def base() -> Base:
+def base() -> StableDiffusion:
     """The embedded base model in the tests' own process."""
     torch.set_num_threads(1)  # the service needs the other core
-    return load_base(EMOJI_SD, device=torch.device("cpu"), dtype=torch.float32)
+    return StableDiffusion.load(EMOJI_SD, device=torch.device("cpu"), dtype=torch.float32, name="emoji-sd")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from atelier.diffusion.base import Base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig, PackedFactors
 from atelier.errors import (
     CancelledError,
@@ -33,7 +33,7 @@ MAX_ROWS = 4
 
 
 @pytest.fixture(scope="module")
-def model(base: Base) -> Iterator[Model]:
+def model(base: StableDiffusion) -> Iterator[Model]:
     """A warm model with room for two adapters, and two images under guidance at once."""
     model = load_model("emoji-sd", EMOJI_SD, EngineConfig(num_slots=3, max_rank=4, max_batch_rows=MAX_ROWS))
     yield model
@@ -98,12 +98,14 @@ class Run:
         return event.error
 
 
-def packed(bank: InferenceSlots, base: Base, *seeds: int) -> dict[str, PackedFactors]:
+def packed(bank: InferenceSlots, base: StableDiffusion, *seeds: int) -> dict[str, PackedFactors]:
     """Small adapters by a name for their digest."""
     return {f"a{seed}": bank.pack(random_factors(base, seed=seed, layers="attn", strength=0.2)) for seed in seeds}
 
 
-def test_an_exception_in_a_step_ends_its_requests_and_leaves_no_adapter_bound(model: Model, base: Base) -> None:
+def test_an_exception_in_a_step_ends_its_requests_and_leaves_no_adapter_bound(
+    model: Model, base: StableDiffusion
+) -> None:
     bare = Run(model).images()
     adapters = packed(model.engine.bank, base, 1, 2)
 
@@ -145,7 +147,7 @@ def test_images_do_not_depend_on_being_split_over_steps(model: Model) -> None:
         assert (together[index].int() - alone.int()).abs().max() <= 2
 
 
-def test_cancelled_and_late_requests_are_dropped_wherever_they_are(model: Model, base: Base) -> None:
+def test_cancelled_and_late_requests_are_dropped_wherever_they_are(model: Model, base: StableDiffusion) -> None:
     holder = Run(model, packed(model.engine.bank, base, 1, 2), steps=200).begun()
     waiting = Run(model, packed(model.engine.bank, base, 3))
     late = Run(model, packed(model.engine.bank, base, 4), deadline=time.monotonic())
@@ -159,7 +161,7 @@ def test_cancelled_and_late_requests_are_dropped_wherever_they_are(model: Model,
     assert len(Run(model).images()) == 1
 
 
-def test_an_engine_that_stops_ends_its_requests(base: Base) -> None:
+def test_an_engine_that_stops_ends_its_requests(base: StableDiffusion) -> None:
     model = load_model("emoji-sd", EMOJI_SD, EngineConfig(num_slots=2, max_rank=1))
     run = Run(model, steps=200).begun()
     model.engine.stop()
@@ -180,14 +182,16 @@ def test_a_base_whose_own_scheduler_is_not_supported_is_refused(tmp_path: Path, 
 
 
 @pytest.fixture
-def table(base: Base) -> Iterator[SlotTable]:
+def table(base: StableDiffusion) -> Iterator[SlotTable]:
     """A table of two slots."""
     bank = InferenceSlots(base.unet, InferenceSlotsConfig(num_slots=3, max_rank=4))
     yield SlotTable(bank)
     bank.close()
 
 
-def test_slots_in_use_are_never_taken_and_idle_ones_by_last_use(table: SlotTable, model: Model, base: Base) -> None:
+def test_slots_in_use_are_never_taken_and_idle_ones_by_last_use(
+    table: SlotTable, model: Model, base: StableDiffusion
+) -> None:
     adapters = packed(model.engine.bank, base, 1, 2, 3, 4)
 
     def acquire(*names: str) -> dict[str, int] | None:

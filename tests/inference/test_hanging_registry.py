@@ -13,7 +13,7 @@ import pytest
 
 from atelier.client import Connection, RegistryClient
 from atelier.diffusion.adapter_file import FILE_NAME
-from atelier.diffusion.base import Base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.errors import AtelierError, UnavailableError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -63,7 +63,7 @@ def failure_of(call: grpc.Call) -> AtelierError:
 
 
 @pytest.fixture
-def engine(base: Base) -> Iterator[Engine]:
+def engine(base: StableDiffusion) -> Iterator[Engine]:
     """Slots for an adapter, and nobody who draws."""
     engine = Engine(base, EngineConfig(num_slots=2, max_rank=4))
     yield engine

@@ -1,4 +1,4 @@
-"""A base model is a folder, or a model of the Hub: here one that is in the Hub's cache, since tests have no connection."""
+"""A base model is a folder, or a model of the Hub: here one in the Hub's cache, since tests have no connection."""
 
 from __future__ import annotations
 

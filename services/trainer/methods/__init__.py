@@ -62,9 +62,11 @@ def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path
     """
     found = find_method(method)
     facts = BaseFacts.read(base_path)
-    values = found.defaults(facts)
-    if recipe:
-        values |= find_recipe(recipe, method, facts.family).settings
+    settings = find_recipe(recipe, method, facts.family).settings if recipe else {}
+    values = {**found.defaults(facts), **settings}
+    if overrides.get("optimizer", values["optimizer"]) == "prodigy":
+        # Its rate grows from next to nothing: a schedule that falls meanwhile would leave nothing of it.
+        values = {**values, "lr_scheduler": "constant", "lr_warmup_steps": 0, **settings}
     unused = {name: value for name, value in overrides.items() if name in _ALL_FIELDS - found.fields}
     used = {name: value for name, value in overrides.items() if name not in unused}
     config = complete_config(used, values, facts, used=found.fields)

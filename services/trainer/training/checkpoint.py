@@ -84,6 +84,7 @@ def _identity(job: TrainingJob, base_digest: str) -> str:
             [concept.instance_prompt, concept.class_prompt, concept.placeholder_token, concept.repeats]
             for concept in job.concepts
         ],
+        "validation_prompts": job.validation_prompts,
         "base": base_digest,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,7 @@ from atelier.diffusion.sampler import SamplingConfig
 from atelier.errors import AtelierError, InternalError
 from services.trainer.training.noise import noise_process, seeded_generator
 from services.trainer.training.student import Student
+from services.trainer.training.trainables import WordVectors
 
 # Few steps: the question is whether both draw the same, not how well.
 _STEPS = 4
@@ -51,7 +52,8 @@ def check_load_back(student: Student, folder: Path, prompt: str, size: int) -> d
     if student.words:
         prompt = f"{''.join(student.words.names)} {prompt}"  # a validation prompt need not have them
     effect = _effect(student, prompt)
-    if not effect > 0:
+    has_learnt = all(each.has_learnt() for each in student.trainables if isinstance(each, WordVectors))
+    if not effect > 0 or not has_learnt:
         _fail("what was learnt changes nothing")
     pipeline = student.bare.load_pipeline(folder if student.models() else None)
     if factors := student.factors():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atelier.diffusion.base import Base
+from atelier.errors import FailedPreconditionError
 from services.trainer.methods.base import (
     CheckpointReady,
     Evaluating,
@@ -128,8 +130,10 @@ class _Run:
         return TrainingLoop(student, self.job.config, lessons)
 
     def _close(self, student: Student) -> None:
-        student.base.denoiser.disable_gradient_checkpointing()
-        student.close()
+        try:
+            student.base.denoiser.disable_gradient_checkpointing()
+        finally:
+            student.close()
 
     def _rehearse(self, instances: list[Example], prior: Prior | None) -> None:
         """Goes through all that takes memory once, so that a job that does not fit fails before it was paid for."""
@@ -139,7 +143,9 @@ class _Run:
             evaluator = Evaluator(student, self.job, self.scorers, self.check_stop)
             for trainable in student.trainables:
                 loop.step = trainable.steps.start
-                loop.take_step()
+                # Not a number here is none of its business: later phases begin from what the earlier ones learn.
+                with contextlib.suppress(FailedPreconditionError):
+                    loop.take_step()
             evaluator.rehearse()
             save_checkpoint(loop, self.job, Validations(evaluator))
         finally:

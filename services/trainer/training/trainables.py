@@ -111,11 +111,16 @@ class WordVectors:
         self.learning_rate, self.steps = config.embedding_learning_rate, steps
         count = num_words * config.num_vectors
         self._tables = {tower.embeds_key: nn.Parameter(_initial_vectors(tower, count, config)) for tower in base.towers}
+        self._initial = {key: table.detach().clone() for key, table in self._tables.items()}
         self._norms = {tower.embeds_key: _norm_range(tower) for tower in base.towers}
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """[vectors, width] by the towers' `embeds_key`."""
         return self._tables
+
+    def has_learnt(self) -> bool:
+        """Whether every table is another one than it began as."""
+        return not any(torch.equal(table, self._initial[key]) for key, table in self._tables.items())
 
     def buffers(self) -> Mapping[str, torch.Tensor]:
         """None."""

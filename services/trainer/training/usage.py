@@ -17,6 +17,13 @@ from services.trainer.training.evaluation import validation_prompts
 from services.trainer.training.student import Student
 
 _HERE = "PATH/TO/THIS/FOLDER"
+# diffusers 0.42 has lost the name by which the pipeline's folder asks for this class.
+_RESTORE_VQ_MODEL = (
+    "import diffusers",
+    "from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel",
+    "",
+    "diffusers.PaellaVQModel = PaellaVQModel",
+)
 
 
 def usage(job: TrainingJob, student: Student) -> str:
@@ -24,7 +31,7 @@ def usage(job: TrainingJob, student: Student) -> str:
     base, prompt = student.bare, validation_prompts(job)[0]
     where = _HERE if student.models() else f"PATH/TO/{base.name}"
     is_cascade = base.family == "stable-cascade"
-    lines = [f'pipeline = DiffusionPipeline.from_pretrained("{where}")']
+    lines = [*(_RESTORE_VQ_MODEL if is_cascade else []), f'pipeline = DiffusionPipeline.from_pretrained("{where}")']
     if factors := student.factors():
         lines += _inject_low_rank(job, base, list(factors)) if is_cascade else _load_low_rank()
     if student.words:
