@@ -37,10 +37,13 @@ class Scorers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores, if there were scorers; for each prompt one image of the adapter (uint8 [N, height, width, 3])."""
+    """The scores, if there were scorers; for each prompt one image (uint8 [N, height, width, 3])."""
 
     scores: Evaluated | None
     samples: torch.Tensor
+    """The adapter's."""
+    base_samples: torch.Tensor | None = None
+    """The bare base model's, of the same seed; None without scorers."""
 
 
 def validation_prompts(job: TrainingJob) -> list[str]:
@@ -72,12 +75,13 @@ class Evaluator:
         classes = list(dict.fromkeys(concept.class_prompt for concept in self.job.concepts if concept.class_prompt))
         images = self.draw(prompts, per_prompt)
         adapter = self.score(images, prompts, self.draw(classes, _CLASS_IMAGES) if classes else None)
-        base = self.score(
-            self.draw_bare(self.class_words(prompts), per_prompt),
-            prompts,
-            self.draw_bare(classes, _CLASS_IMAGES) if classes else None,
+        bare = self.draw_bare(self.class_words(prompts), per_prompt)
+        base = self.score(bare, prompts, self.draw_bare(classes, _CLASS_IMAGES) if classes else None)
+        return Evaluation(
+            scores=Evaluated(base=base, adapter=adapter),
+            samples=images[::per_prompt],
+            base_samples=bare[::per_prompt],
         )
-        return Evaluation(scores=Evaluated(base=base, adapter=adapter), samples=images[::per_prompt])
 
     def rehearse(self) -> None:
         """Draws as many rows at once as any drawing will, in a single step."""

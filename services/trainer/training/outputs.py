@@ -32,7 +32,9 @@ def describing_files(
     """
     scores = asdict(evaluation.scores) if evaluation.scores else None
     samples = {f"samples/{i}.png": encode_png(image) for i, image in enumerate(evaluation.samples)}
-    sheet = grid([list(evaluation.samples)], row_labels=[title], column_labels=validation_prompts(job))
+    rows = {student.bare.name: evaluation.base_samples, title: evaluation.samples}
+    drawn = {label: list(images) for label, images in rows.items() if images is not None}
+    sheet = grid(list(drawn.values()), row_labels=list(drawn), column_labels=validation_prompts(job))
     return {
         "README.md": model_card(job, student, scores, title).encode(),
         "recipe.json": _json(recipe(job, student.bare)),
