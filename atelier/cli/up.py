@@ -28,10 +28,11 @@ _FOLDER = "NAME=PATH"
 def up(data_dir: Path, port: int, base: tuple[str, ...], scorer: tuple[str, ...], dino: Path | None) -> None:
     """Every service on this machine, until Ctrl-C."""
     # Not at the top: a client's installation has no services.
+    from atelier.diffusion.hub import find_model
     from atelier.local.stack import EMBEDDED_BASES, EMBEDDED_SCORERS, Stack, StackConfig
     from atelier.rpc.options import named_folders
 
-    bases = named_folders(base, "--base")
+    bases = {name: find_model(str(path)) for name, path in named_folders(base, "--base").items()}
     scorers = named_folders(scorer, "--scorer")
     if not bases:
         bases, scorers = EMBEDDED_BASES, {**EMBEDDED_SCORERS, **scorers}

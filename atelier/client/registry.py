@@ -84,30 +84,38 @@ class RegistryClient:
 
     def download(self, version: pb.Version, path: str, *, timeout_seconds: float | None = None) -> bytes:
         """The bytes of one file of a version, checked against its SHA-256; all of them within `timeout_seconds`."""
+        return b"".join(self._pieces(version, path, timeout_seconds))
+
+    def _pieces(self, version: pb.Version, path: str, timeout_seconds: float | None = None) -> Iterator[bytes]:
+        """The same in pieces; DataLossError after the last one when they are not what was published."""
         file = next((file for file in version.files if file.path == path), None)
         if file is None:
             raise NotFoundError(f"{version.name} has no file {path}", reason="FILE_NOT_FOUND")
-        request = pb.DownloadFileRequest(version=version.name, path=path)
+        request, digest = pb.DownloadFileRequest(version=version.name, path=path), hashlib.sha256()
         with translated_errors():
-            content = b"".join(response.data for response in self._stub.DownloadFile(request, timeout=timeout_seconds))
-        if hashlib.sha256(content).hexdigest() != file.sha256:
+            for response in self._stub.DownloadFile(request, timeout=timeout_seconds):
+                digest.update(response.data)
+                yield response.data
+        if digest.hexdigest() != file.sha256:
             raise DataLossError(f"{version.name}: {path} did not arrive with the SHA-256 {file.sha256}")
-        return content
 
     def pull(
         self, version: pb.Version, folder: Path, *, on_received: Callable[[int], None] = lambda size_bytes: None
     ) -> list[Path]:
         """Writes all files of a version below `folder`, which plain diffusers then loads.
 
-        `on_received(size_bytes)` hears of each file.
+        A file has its name once it is there whole. `on_received(size_bytes)` hears of each piece.
         """
         written = []
         for file in version.files:
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.download(version, file.path))
-            written.append(target)
-            on_received(file.size_bytes)
+            part = target.with_name(f"{target.name}.part")
+            with part.open("wb") as stream:
+                for piece in self._pieces(version, file.path):
+                    stream.write(piece)
+                    on_received(len(piece))
+            written.append(part.replace(target))
         return written
 
     def set_alias(self, adapter: str, alias: str, version: str, *, etag: str = "") -> pb.Alias:

@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from atelier.client.connection import OWN_TENANT, Connection, paged
+from atelier.errors import InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from atelier.rpc.names import shown
 from atelier.rpc.status import translated_errors
 from atelier.rpc.uploads import pieces_of
 
@@ -50,6 +52,8 @@ class TrainerClient:
         """
         spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=str(uuid.uuid4()))
         contents = []
+        if unknown := sorted((masks or {}).keys() - {file_name for file_name, _, _ in images}):
+            raise InvalidArgumentError("masks", f"has {shown(unknown[0])}, which is none of the images")
         for file_name, content, caption in images:
             mask_name, mask = (masks or {}).get(file_name, ("", None))
             image = pb.DatasetImage(file=_file(file_name, content), caption=caption)

@@ -246,19 +246,24 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype, name: str
     Raises:
         InvalidArgumentError: no such folder, an unsupported family or scheduler, or weights that are not safetensors.
     """
-    module, _, class_name = _family_of(path).partition(".")
-    family: type[Base] = getattr(importlib.import_module(f"atelier.diffusion.families.{module}"), class_name)
-    return family.load(path, device=device, dtype=dtype, name=name or path.name)
+    return family_of(path).load(path, device=device, dtype=dtype, name=name or path.name)
 
 
-def _family_of(path: Path) -> str:
+def family_of(path: Path) -> type[Base]:
+    """The family of a diffusers folder, by its pipeline's class; nothing is loaded.
+
+    Raises:
+        InvalidArgumentError: no such folder, or a pipeline of no supported family.
+    """
     index_file = path / "model_index.json"
     if not index_file.is_file():
         refuse(f"{path} is not a diffusers model folder: it has no model_index.json", "BASE_MODEL_NOT_FOUND")
     class_name = json.loads(index_file.read_text()).get("_class_name")
     if class_name not in _FAMILIES:
         refuse(f"{path.name} is a {class_name}; supported are {', '.join(_FAMILIES)}", "BASE_MODEL_NOT_SUPPORTED")
-    return _FAMILIES[class_name]
+    module, _, name = _FAMILIES[class_name].partition(".")
+    family: type[Base] = getattr(importlib.import_module(f"atelier.diffusion.families.{module}"), name)
+    return family
 
 
 def check_parts(path: Path, parts: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from atelier.errors import InvalidArgumentError
 
@@ -31,7 +31,7 @@ def find_model(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     match = _HUB_ID.fullmatch(name)
-    if match is None:
+    if match is None or Path(name).parent.is_dir():  # a misspelt folder must not become somebody else's model
         raise InvalidArgumentError(
             "base_model",
             f"{name} is neither a folder nor of the form OWNER/MODEL or OWNER/MODEL@REVISION",
@@ -39,7 +39,7 @@ def find_model(name: str) -> Path:
         )
     try:
         folder = snapshot_download(match[1], revision=match[2], allow_patterns=_FILES, ignore_patterns=_NOT_NEEDED)
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise InvalidArgumentError(
             "base_model",
             f"{name} is no folder, and the Hub and its cache do not have it: {type(error).__name__}",

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from atelier.errors import InvalidArgumentError
 
 MAX_HEADER_BYTES = 4 * 2**20
-MAX_FILE_BYTES = 16 * 2**30
+MAX_FILE_BYTES = 64 * 2**30
 MAX_TENSORS = 20_000
 # Whole models count in I64: position ids, batches that a norm has seen.
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}

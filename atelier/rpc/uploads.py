@@ -29,13 +29,13 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 _MAX_PATH_CHARACTERS = 200
 
 
-def check_files(files: Sequence[File], field: str, *, max_file_bytes: int, suffix: str = "") -> None:
+def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> None:
     """Refuses what no upload can fulfil: no files, unsafe or double paths, odd sizes or digests. As `receive_files`."""
     if not 1 <= len(files) <= MAX_FILES:
         raise InvalidArgumentError(field, f"holds {len(files)} files; 1 to {MAX_FILES} are allowed")
     seen: set[str] = set()
     for index, file in enumerate(files):
-        where = f"{field}[{index}]{suffix}"
+        where = f"{field}[{index}]"
         if len(file.path) > _MAX_PATH_CHARACTERS or not _PATH.fullmatch(file.path):
             rule = "a relative path of letters, digits, '_', '-', '.' and '/' whose parts do not start with '.'"
             raise InvalidArgumentError(f"{where}.path", f"is {shown(file.path)}; allowed is {rule}")
@@ -61,9 +61,7 @@ async def data_pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
             yield message.data
 
 
-async def receive_files(
-    pieces: AsyncIterator[bytes], files: Sequence[File], folder: Path, *, field: str, suffix: str = ""
-) -> list[Path]:
+async def receive_files(pieces: AsyncIterator[bytes], files: Sequence[File], folder: Path, *, field: str) -> list[Path]:
     """Writes the stream's files into `folder` and returns their paths, in the order of `files`.
 
     Args:
@@ -79,7 +77,7 @@ async def receive_files(
     for index, file in enumerate(files):
         path = folder / str(index)
         try:
-            await stream.write_file(file, path, f"{field}[{index}]{suffix}")
+            await stream.write_file(file, path, f"{field}[{index}]")
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

@@ -46,6 +46,8 @@ RESOLVE_THREADS = 8
 LOAD_THREADS = 4
 """So many adapters are downloaded at once, and as many read from disk: each is in memory twice meanwhile."""
 _WEIGHTS_SUFFIX = ".safetensors"
+# Whole and well, but not what a slot holds: DoRA, and updates of the text encoder.
+_OTHER_KINDS = ("ADAPTER_KIND_NOT_SUPPORTED", "ADAPTER_COMPONENT_UNKNOWN")
 _log = structlog.get_logger("atelier.inference")
 _Result = TypeVar("_Result")
 
@@ -222,7 +224,7 @@ def _file_errors(version: registry_pb2.Version, field: str) -> Iterator[None]:
     except InvalidArgumentError as error:
         raise FailedPreconditionError(
             f"{field}: the file of {version.name} cannot be used: {error.violations[0].description}",
-            reason="ADAPTER_FILE_INVALID",
+            reason=error.reason if error.reason in _OTHER_KINDS else "ADAPTER_FILE_INVALID",
             metadata={"field": field, "version": version.name, "cause": error.reason},
         ) from None
 

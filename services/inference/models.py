@@ -10,9 +10,8 @@ from pathlib import Path
 import structlog
 import torch
 
-from atelier.diffusion.base import default_dtype, load_base, refuse
+from atelier.diffusion.base import default_dtype, family_of
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
-from atelier.errors import InvalidArgumentError
 from services.inference.engine import Engine, EngineConfig
 from services.inference.generation import Event, Failed, Finished, Generation, Track, make_tracks
 from services.inference.prompts import PromptEncoder
@@ -39,18 +38,12 @@ def load_models(folders: Mapping[str, Path], config: EngineConfig) -> dict[str, 
     """Loads base models by name; those of families that are trained but not served are passed over.
 
     Raises:
-        InvalidArgumentError: none of them is served, or one cannot be loaded.
+        InvalidArgumentError: one is of no family at all, or cannot be loaded.
     """
-    models: dict[str, Model] = {}
-    for name, path in folders.items():
-        try:
-            models[name] = load_model(name, path, config)
-        except InvalidArgumentError as error:
-            is_last_chance = not models and name == list(folders)[-1]
-            if error.reason != "BASE_MODEL_NOT_SUPPORTED" or is_last_chance:
-                raise
-            _log.warning("not served", base_model=name, why=str(error))
-    return models
+    served = {name: path for name, path in folders.items() if family_of(path) is StableDiffusion}
+    for name in folders.keys() - served.keys():
+        _log.warning("not served", base_model=name, served=StableDiffusion.family)
+    return {name: load_model(name, path, config) for name, path in served.items()}
 
 
 def load_model(name: str, path: Path, config: EngineConfig) -> Model:
@@ -60,9 +53,7 @@ def load_model(name: str, path: Path, config: EngineConfig) -> Model:
         InvalidArgumentError: it is not of a supported family, or comes with a scheduler that is not supported.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = load_base(path, device=device, dtype=default_dtype(device), name=name)
-    if not isinstance(base, StableDiffusion):
-        refuse(f"{name} is of the family {base.family}; served is {StableDiffusion.family}", "BASE_MODEL_NOT_SUPPORTED")
+    base = StableDiffusion.load(path, device=device, dtype=default_dtype(device), name=name)
     model = Model(engine=Engine(base, config), prompts=PromptEncoder(base))
     model.engine.start()
     _try_out(model)

@@ -101,7 +101,10 @@ class InferenceServicer(InferenceServiceServicer):
 
     def _model(self, name: str) -> Model:
         if not self._models:
-            raise UnavailableError("the base models are being loaded", reason="WARMING_UP")
+            raise UnavailableError(
+                "no base model is served: they are being loaded, or are of families that are not served",
+                reason="NO_BASE_MODEL",
+            )
         if name and name not in self._models:
             raise InvalidArgumentError(
                 "base_model", f"{shown(name)} is none of {', '.join(self._models)}", reason="BASE_MODEL_UNKNOWN"

@@ -26,8 +26,8 @@ from services.registry.manifest import canonical_manifest, sha256_of
 from services.registry.spec import FILES_FIELD, check_version
 from services.registry.tables import FileRow, Request, VersionRow, new_etag
 
-MAX_VERSION_BYTES = 16 * 1024**3
-"""A whole SDXL model in half precision has 7 GB."""
+MAX_VERSION_BYTES = 64 * 1024**3
+"""A whole SDXL model in half precision has 7 GB, a Stable Cascade in float32 27."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,12 @@ class LeaseLostError(Exception):
 
 
 # A token that has expired, and a stop that nobody asked for, pass with the next attempt.
-_PASSING = (errors.UnavailableError, errors.UnauthenticatedError, errors.CancelledError)
+_PASSING = (
+    errors.UnavailableError,
+    errors.DeadlineExceededError,
+    errors.UnauthenticatedError,
+    errors.CancelledError,
+)
 
 
 class Queue:

@@ -18,7 +18,7 @@ from atelier.rpc.logs import configure_logging
 from atelier.rpc.status import to_status
 from atelier.storage.blobs import BlobStore, S3Config
 from services.trainer.job_files import JobFiles
-from services.trainer.methods import load_train, resolve_config
+from services.trainer.methods import find_method, load_train, resolve_config
 from services.trainer.methods.base import (
     CheckpointReady,
     Concept,
@@ -36,6 +36,7 @@ from services.trainer.queue import Assignment
 
 if TYPE_CHECKING:
     from atelier.diffusion.base import Base
+    from services.trainer.training.config import TrainingConfig
     from services.trainer.training.evaluation import Scorers
 
 _MAX_CLASS_IMAGE_BYTES = 512 * 1024 * 1024
@@ -103,9 +104,11 @@ class TrainingWorker:
     def __init__(self, config: WorkerConfig) -> None:
         import torch
 
+        from atelier.diffusion.quiet import silence_libraries
         from services.trainer.training.cache import SharedTensors
 
         configure_logging("worker")
+        silence_libraries()
         torch.set_num_threads(config.torch_threads)
         self._config = config
         blobs = BlobStore(config.s3)
@@ -201,10 +204,7 @@ class TrainingWorker:
     def _training_job(self, assignment: Assignment) -> TrainingJob:
         return TrainingJob(
             method=assignment.method,
-            # Not `TrainingConfig(**…)`: an older job has not all of today's hyperparameters.
-            config=resolve_config(
-                assignment.method, assignment.config, base_path=self._config.bases[assignment.base_name]
-            ),
+            config=self._config_of(assignment),
             concepts=tuple(
                 Concept(
                     images=self._files.images(concept.images),
@@ -218,3 +218,9 @@ class TrainingWorker:
             dataset_digest=assignment.dataset_digest,
             validation_prompts=assignment.validation_prompts,
         )
+
+    def _config_of(self, assignment: Assignment) -> TrainingConfig:
+        """The stored hyperparameters that the method uses: those of an older job may be fewer than there are today."""
+        used = find_method(assignment.method).fields
+        stored = {name: value for name, value in assignment.config.items() if name in used}
+        return resolve_config(assignment.method, stored, base_path=self._config.bases[assignment.base_name])

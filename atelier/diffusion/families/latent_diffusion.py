@@ -54,12 +54,15 @@ class LatentDiffusion(Base):
     def decode_latents(
         self, latents: torch.Tensor, conditioning: Conditioning | None = None, seeds: Sequence[int] = ()
     ) -> torch.Tensor:
-        """Images on the CPU, of latents as `encode_images` gives them; nothing else plays a part."""
+        """Images on the CPU, of latents as `encode_images` gives them; nothing else plays a part.
+
+        Never in mixed precision: a VAE that is kept in float32 overflows in float16.
+        """
         latents = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
         height, width = (side * self.size_factor for side in latents.shape[2:])
-        pixels = torch.cat(
-            [self.vae.decode(chunk).sample for chunk in latents.split(pixel_chunk(width, height))]
-        ).float()
+        chunks = latents.split(pixel_chunk(width, height))
+        with torch.autocast(self.device.type, enabled=False):
+            pixels = torch.cat([self.vae.decode(chunk).sample for chunk in chunks]).float()
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

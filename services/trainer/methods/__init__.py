@@ -15,7 +15,7 @@ from services.trainer.methods import defaults, used_fields
 from services.trainer.methods.base import Method, Train
 from services.trainer.methods.recipes import find_recipe
 from services.trainer.training.base_facts import BaseFacts
-from services.trainer.training.config import TrainingConfig, complete_config
+from services.trainer.training.config import LEARNING_RATES, TrainingConfig, complete_config
 from services.trainer.training.limits import FIELD_PREFIX, raise_violations
 
 METHODS: Mapping[str, Method] = {
@@ -62,11 +62,8 @@ def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path
     """
     found = find_method(method)
     facts = BaseFacts.read(base_path)
-    settings = find_recipe(recipe, method, facts.family).settings if recipe else {}
-    values = {**found.defaults(facts), **settings}
-    if overrides.get("optimizer", values["optimizer"]) == "prodigy":
-        # Its rate grows from next to nothing: a schedule that falls meanwhile would leave nothing of it.
-        values = {**values, "lr_scheduler": "constant", "lr_warmup_steps": 0, **settings}
+    settings = dict(find_recipe(recipe, method, facts.family).settings) if recipe else {}
+    values = {**found.defaults(facts), **_with_optimizer(settings, overrides)}
     unused = {name: value for name, value in overrides.items() if name in _ALL_FIELDS - found.fields}
     used = {name: value for name, value in overrides.items() if name not in unused}
     config = complete_config(used, values, facts, used=found.fields)
@@ -74,6 +71,18 @@ def resolve_config(method: str, overrides: Mapping[str, Any], *, base_path: Path
     idle = [name for name, value in unused.items() if value != getattr(config, name)]
     raise_violations([_unused(name, method) for name in idle])
     return config
+
+
+def _with_optimizer(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings, less the rates that were meant for another kind of optimizer than the job's."""
+    published = settings.get("optimizer", "adamw")
+    optimizer = overrides.get("optimizer", published)
+    if "prodigy" in (published, optimizer) and published != optimizer:
+        settings = {name: value for name, value in settings.items() if name not in LEARNING_RATES}
+    if optimizer == "prodigy":
+        # Its rate grows from next to nothing: a schedule that falls meanwhile would leave nothing of it.
+        settings = {"lr_scheduler": "constant", "lr_warmup_steps": 0, **settings}
+    return settings
 
 
 def load_train(method: str) -> Train:

@@ -35,7 +35,7 @@ DIFFUSERS: Mapping[str, Any] = {
     "gradient_accumulation_steps": 1,
 }
 _DIFFUSERS_PRIOR = {"prior_loss_weight": 1.0, "num_class_images": 200, "max_train_steps": 800}
-_DIFFUSERS_LORA = {"learning_rate": 1e-4, "rank": 4, "lora_alpha": 4.0, "lora_layers": "attention"}
+_DIFFUSERS_LORA = {"learning_rate": 1e-4, "rank": 4, "lora_layers": "attention"}
 
 
 WEIGHT_RECIPES = (
@@ -160,7 +160,6 @@ WEIGHT_RECIPES = (
         settings={
             "learning_rate": 1e-4,
             "rank": 16,
-            "lora_alpha": 16.0,
             "lora_layers": "attention",
             "lr_scheduler": "cosine",
             "train_batch_size": 4,

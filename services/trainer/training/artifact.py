@@ -26,7 +26,7 @@ from services.trainer.training.student import Student
 EXTRACTION_FOLDER = "lora"
 _EXTRACTION_RANK = 32
 # Configurations, tokenizers and weights: what else lies in a base's folder, pickles above all, is not published.
-_PUBLISHED_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
+_PUBLISHED_SUFFIXES = (".json", ".txt", ".safetensors")
 
 
 def write_artifact(student: Student, folder: Path) -> dict[str, Any]:
@@ -63,6 +63,11 @@ def _write_pipeline(base: Base, models: Mapping[str, nn.Module], folder: Path) -
         )
         saved.load_state_dict(model.state_dict())
         saved.save_pretrained(folder / part, safe_serialization=True)
+        # The base's own: the library's names the folder that the base was loaded from.
+        shutil.copyfile(base.path / part / "config.json", folder / part / "config.json")
+    for extra in base.path.glob("effnet_encoder*"):  # no part of Stable Cascade's pipeline, but of a base for training
+        copy = shutil.copytree if extra.is_dir() else shutil.copyfile
+        copy(extra, folder / extra.name)
 
 
 def _unpublished(folder: str, names: list[str]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
-from atelier.errors import AtelierError, NotFoundError
+from atelier.errors import AtelierError
 from atelier.storage.blobs import BlobStore
 
 _KEY = "tensor"
@@ -65,7 +66,7 @@ class SharedTensors:
         if found is None:
             try:
                 found = safetensors.torch.load(self._blobs.get(self._path(key)))[_KEY]
-            except (NotFoundError, AtelierError):
+            except (AtelierError, SafetensorError, KeyError):  # also what was cut off or is something else
                 return None
             self._memory.put(key, found)
         return found

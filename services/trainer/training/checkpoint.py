@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
-from atelier.diffusion.safetensors_header import check_safetensors_header
-from atelier.errors import FailedPreconditionError
+from atelier.errors import FailedPreconditionError, InvalidArgumentError
+from services.trainer.methods import find_method
 from services.trainer.methods.base import TrainingJob
 from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.optimizers import load_optimizer, save_optimizer
@@ -49,11 +50,9 @@ def load_checkpoint(contents: bytes, loop: TrainingLoop, job: TrainingJob, valid
         InvalidArgumentError: not a safetensors file.
         FailedPreconditionError: a checkpoint of another job, configuration or base model.
     """
-    header = check_safetensors_header(contents, field="checkpoint")
-    progress: dict[str, Any] = json.loads(header.metadata.get("progress", "{}"))
+    tensors, progress = _read(contents)
     if progress.get("job") != _identity(job, loop.student.bare.digest):
         raise FailedPreconditionError("the checkpoint belongs to another job", reason="CHECKPOINT_MISMATCH")
-    tensors = safetensors.torch.load(contents)
     for name, parameter in loop.student.parameters().items():
         parameter.data.copy_(tensors[f"parameter.{name}"])
     for name, buffer in loop.student.buffers().items():
@@ -69,6 +68,16 @@ def load_checkpoint(contents: bytes, loop: TrainingLoop, job: TrainingJob, valid
     loop.stopped_early = progress["stopped_early"]
 
 
+def _read(contents: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Not by `check_safetensors_header`: the trainer's own files have no limits, and numbers of any type."""
+    try:
+        tensors = safetensors.torch.load(contents)
+    except safetensors.SafetensorError as error:
+        raise InvalidArgumentError("checkpoint", f"is not a whole safetensors file: {error}") from error
+    header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+    return tensors, json.loads(header.get("__metadata__", {}).get("progress", "{}"))
+
+
 def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
@@ -77,7 +86,7 @@ def _identity(job: TrainingJob, base_digest: str) -> str:
     """A digest of all that the loop's course depends on."""
     parts = {
         "method": job.method,
-        "config": asdict(job.config),
+        "config": {name: value for name, value in asdict(job.config).items() if name in find_method(job.method).fields},
         "dataset": job.dataset_digest,
         "captions": [image.caption for image in job.images],
         "concepts": [

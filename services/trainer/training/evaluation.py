@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -23,6 +24,7 @@ from services.trainer.training.student import Student
 # Images per prompt: few prompts get more of them, so that a score is a mean of at least this many where it can be.
 _IMAGES = 16
 _MAX_IMAGES_PER_PROMPT = 4
+_PIXELS_AT_ONCE = 2**21
 # Of each class prompt, for PRES and DIV.
 _CLASS_IMAGES = 4
 
@@ -52,6 +54,11 @@ def validation_prompts(job: TrainingJob) -> list[str]:
     return list(job.validation_prompts) or list(dict.fromkeys(first))
 
 
+def sampling(size: int, *, steps: int = 20) -> SamplingConfig:
+    """How the trainer draws: as many images at once as make up two million pixels, at most eight."""
+    return SamplingConfig(size=size, steps=steps, batch_size=max(1, min(8, _PIXELS_AT_ONCE // size**2)))
+
+
 class Evaluator:
     """Draws and scores for one job.
 
@@ -63,8 +70,7 @@ class Evaluator:
         self, student: Student, job: TrainingJob, scorers: Scorers | None, check_stop: Callable[[], None]
     ) -> None:
         self.student, self.job, self.scorers, self.check_stop = student, job, scorers, check_stop
-        self.references = load_squares(job)
-        self._sampling = SamplingConfig(size=job.config.resolution)
+        self._sampling = sampling(job.config.resolution)
 
     def evaluate(self) -> Evaluation:
         """Scores base and adapter on the validation prompts and on the class prompts."""
@@ -105,7 +111,7 @@ class Evaluator:
         """Scores of as many images of each prompt as there are; `class_images` are `_CLASS_IMAGES` of each class."""
         assert self.scorers is not None
         clip, dino = self.scorers.clip, self.scorers.dino
-        references = clip.embed_images(self.references)
+        references = self._references[0]
         embedded = clip.embed_images(images)
         per_prompt = len(images) // len(prompts)
         texts = clip.embed_prompts([text for text in self.class_words(prompts) for _ in range(per_prompt)])
@@ -115,13 +121,21 @@ class Evaluator:
             "nearest": measures.nearest(embedded, references),
         }
         if dino is not None:
-            values["dino"] = measures.mean_similarity(dino.embed_images(images), dino.embed_images(self.references))
+            values["dino"] = measures.mean_similarity(dino.embed_images(images), self._references[1])
         if class_images is not None:
             features = dino or clip
             drawn = features.embed_images(class_images)
-            values["pres"] = measures.pres(drawn, features.embed_images(self.references))
+            values["pres"] = measures.pres(drawn, self._references[-1])
             values["div"] = measures.div(drawn, [i // _CLASS_IMAGES for i in range(len(drawn))])
         return Scores(**values)
+
+    @cached_property
+    def _references(self) -> list[torch.Tensor]:
+        """The training images' features: CLIP's, and DINO's where there is such a model."""
+        assert self.scorers is not None
+        squares = load_squares(self.job)
+        models = [model for model in (self.scorers.clip, self.scorers.dino) if model is not None]
+        return [model.embed_images(squares) for model in models]
 
     def _rows(self, prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
         seeds = [self.job.config.seed + i for i in range(per_prompt)]

@@ -25,6 +25,8 @@ from services.trainer.training.noise import seeded_generator
 
 # Crops of an image that a job with random crops sees.
 _RANDOM_CROPS = 8
+# Sides of buckets, in pixels, of models that draw at least the large size: few buckets make full batches.
+_BUCKET_STEP, _LARGE_SIZE = 64, 512
 _MAX_CACHE_BYTES = 512 * 1024 * 1024
 _latents = TensorCache(max_bytes=_MAX_CACHE_BYTES)
 
@@ -73,7 +75,8 @@ class _Encoder:
     def __init__(self, base: Base, config: TrainingConfig) -> None:
         self._base, self._config = base, config
         square = [(config.resolution, config.resolution)]
-        self._buckets = buckets(config.resolution, base.size_factor) if config.aspect_ratio_buckets else square
+        multiple = base.size_factor if base.default_size < _LARGE_SIZE else max(_BUCKET_STEP, base.size_factor)
+        self._buckets = buckets(config.resolution, multiple) if config.aspect_ratio_buckets else square
 
     def __call__(self, concept: Concept, image: TrainingImage) -> Example:
         opened = _opened(image)

@@ -40,6 +40,7 @@ def guarded(events: Generator[Event, None, None], check_stop: Callable[[], None]
         pass  # The traceback holds on to the job's tensors, so the memory is freed after it is gone.
     torch.cuda.empty_cache()
     raise ResourceExhaustedError(
-        "the GPU has not enough memory for this job; try a smaller train_batch_size or resolution",
+        "the GPU has not enough memory for this job; try gradient_checkpointing, a smaller train_batch_size or "
+        "resolution, or optimizer=adamw-8bit",
         reason="OUT_OF_MEMORY",
     )

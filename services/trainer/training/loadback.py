@@ -22,6 +22,7 @@ from atelier.diffusion.lowrank import Factors, weight_shapes
 from atelier.diffusion.plain import draw_plain, load_plain_words
 from atelier.diffusion.sampler import SamplingConfig
 from atelier.errors import AtelierError, InternalError
+from services.trainer.training.artifact import EXTRACTION_FOLDER
 from services.trainer.training.noise import noise_process, seeded_generator
 from services.trainer.training.student import Student
 from services.trainer.training.trainables import WordVectors
@@ -60,6 +61,9 @@ def check_load_back(student: Student, folder: Path, prompt: str, size: int) -> d
         _check_file(student.bare, factors, folder)
         _load_low_rank(student.bare, pipeline, folder)
         _check_kohya(student.bare, factors)
+    if student.models():
+        _check_models(student, pipeline)
+        _check_extraction(student, folder / EXTRACTION_FOLDER)
     if tables := student.tables():
         _load_words(student.bare, pipeline, folder, tables)
     expanded = student.words.expand(prompt) if student.words else prompt
@@ -91,6 +95,24 @@ def _effect(student: Student, prompt: str) -> float:
     with student.acting(training=False):
         changed = predict(student.base, student.base.encode_prompts([prompt], student.words))
     return ((changed - plain).abs().max() / plain.abs().max()).item()
+
+
+def _check_models(student: Student, pipeline: Any) -> None:
+    with student.acting(training=False):
+        for component, model in student.models().items():
+            loaded = getattr(pipeline, student.bare.part_of(component)).state_dict()
+            for name, tensor in model.state_dict().items():
+                if not torch.equal(loaded[name], tensor.to(loaded[name].dtype)):
+                    _fail(f"{component}.{name} arrived changed from the model's folder")
+
+
+def _check_extraction(student: Student, folder: Path) -> None:
+    """The low-rank update beside a whole model loads on the bare base."""
+    base = student.bare
+    shapes = {name: weight_shapes(base.components()[name]) for name in student.models()}
+    factors = read_adapter_file(folder / FILE_NAME, shapes)
+    _load_low_rank(base, base.load_pipeline(), folder)
+    _check_kohya(base, factors)
 
 
 def _check_file(base: Base, factors: Mapping[str, Factors], folder: Path) -> None:

@@ -21,7 +21,7 @@ from services.trainer.training.config import TrainingConfig
 from services.trainer.training.early_stopping import DREAMBOOTH, TEXTUAL_INVERSION, LossVarianceStop
 from services.trainer.training.loss import Lessons, NoisyRows
 from services.trainer.training.noise import seeded_generator
-from services.trainer.training.optimizers import ParameterGroup, learning_rate_factor, make_optimizer
+from services.trainer.training.optimizers import ParameterGroup, begin_phase, learning_rate_factor, make_optimizer
 from services.trainer.training.student import Student
 from services.trainer.training.trainables import Trainable, WordVectors
 
@@ -88,6 +88,8 @@ class TrainingLoop:
     def take_step(self) -> None:
         """One optimizer step."""
         learning = self.student.begin_step(self.step)
+        if self.step and any(each.steps.start == self.step for each in learning):
+            begin_phase(self.optimizer)
         batches = self.config.gradient_accumulation_steps
         value = sum(self._backward(self.step * batches + i, learning) for i in range(batches))
         self._apply(learning, value)
@@ -120,7 +122,7 @@ class TrainingLoop:
         parameters = [p for each in learning for p in each.parameters().values()]
         norm = clip_grad_norm_(parameters, self.config.max_grad_norm)
         if not math.isfinite(value) or not (torch.isfinite(norm) or self._may_rescale()):
-            self._fail()
+            self._fail(learning)
         for group, trainable in zip(self.optimizer.param_groups, self.student.trainables, strict=True):
             group["lr"] = self.learning_rate(trainable)
         self.scaler.step(self.optimizer)
@@ -143,13 +145,18 @@ class TrainingLoop:
         """Whether the loss scaler can answer a gradient that overflowed: it skips the step and scales less."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_LOSS_SCALE
 
-    def _fail(self) -> None:
+    def _fail(self, learning: Sequence[Trainable]) -> None:
+        rate = "embedding_learning_rate" if all(isinstance(each, WordVectors) for each in learning) else "learning_rate"
+        advice = f"a lower {rate}" + (" or precision=bf16" if self.scaler.is_enabled() else "")
         raise FailedPreconditionError(
-            f"training diverged at step {self.step + 1}: the loss or its gradient is not finite; "
-            "try a lower learning_rate",
+            f"training diverged at step {self.step + 1}: the loss or its gradient is not finite; try {advice}",
             reason="TRAINING_DIVERGED",
             metadata={"step": str(self.step + 1)},
         )
+
+    def release_optimizer(self) -> None:
+        """Frees the memory of the optimizer's state; no step can follow."""
+        self.optimizer.state.clear()
 
     def _make_early_stop(self) -> LossVarianceStop:
         return LossVarianceStop(

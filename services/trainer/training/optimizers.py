@@ -58,6 +58,17 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_scheduler]
 
 
+def begin_phase(optimizer: torch.optim.Optimizer) -> None:
+    """To be called before the first step of parameters that have rested so far.
+
+    Prodigy's estimate of the rate and its count of steps are one for all parameters: those that begin now must not
+    inherit them. Other optimizers keep all of that parameter by parameter.
+    """
+    if isinstance(optimizer, Prodigy):
+        for group in optimizer.param_groups:
+            group.update(k=0, d=group["d0"], d_max=group["d0"], d_numerator=0.0)
+
+
 def save_optimizer(
     optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Prior preservation (Ruiz et al. 2023, section 3.3): what the bare base model draws for the class, to be left so.
 
-Class images are made once for a base, its prompts, size and seed, and kept for later jobs of any tenant: they depend on
-nothing that is anybody's.
+Class images are made once for a base, its prompts, size and seed, and kept for later jobs: those of class prompts in
+the store that all jobs share, those that captions had a part in for as long as the process lives.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from dataclasses import dataclass
 import torch
 
 from atelier.diffusion.base import Base
-from atelier.diffusion.sampler import SamplingConfig, sample
+from atelier.diffusion.sampler import sample
 from services.trainer.methods.base import Concept, TrainingJob
-from services.trainer.training.cache import TensorStore
+from services.trainer.training.cache import TensorCache, TensorStore
+from services.trainer.training.evaluation import sampling
 from services.trainer.training.examples import Example
 from services.trainer.training.prompts import to_class_words, word_prompts
 
 # They need not be as fine as a user's images.
 _STEPS = 12
-_CHUNK = 8
+
+
+_of_captions = TensorCache(max_bytes=256 * 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,24 +57,26 @@ def prepare_prior(
         prompts = class_prompts(concept)
         texts = [prompts[i % len(prompts)] for i in range(job.config.num_class_images)]
         key = _content_key(base, texts, job)
-        latents = store.get(key)
+        # What was drawn from captions is somebody's, and must go with the process.
+        place = store if prompts == [concept.class_prompt] else _of_captions
+        latents = place.get(key)
         if latents is None:
             chunks = []
             for chunk in _draw(base, texts, job, check_stop):
                 chunks.append(chunk)
                 yield len(examples) + sum(map(len, chunks))
             latents = torch.cat(chunks)
-            store.put(key, latents)
+            place.put(key, latents)
         examples += _examples(base, texts, latents, job.config.resolution)
     yield Prior(examples=examples, word_prompts=word_prompts(base, job.config.seed))
 
 
 def _draw(base: Base, texts: list[str], job: TrainingJob, check_stop: Callable[[], None]) -> Iterator[torch.Tensor]:
-    sampling = SamplingConfig(size=job.config.resolution, steps=_STEPS)
-    for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
+    config = sampling(job.config.resolution, steps=_STEPS)
+    for start in range(0, len(texts), config.batch_size):
+        chunk = texts[start : start + config.batch_size]
         seeds = [job.config.seed + start + i for i in range(len(chunk))]
-        images = sample(base, chunk, seeds, sampling, before_step=check_stop)
+        images = sample(base, chunk, seeds, config, before_step=check_stop)
         yield base.encode_images(images).float().cpu()
 
 

@@ -33,10 +33,9 @@ class PromptCache:
     @torch.no_grad()
     def rows(self, prompts: Sequence[str]) -> Conditioning:
         """One row for each prompt."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
-        if missing:
-            encoded = self._encode(missing)
-            self._rows.update((prompt, encoded.rows([i])) for i, prompt in enumerate(missing))
+        for prompt in prompts:
+            if prompt not in self._rows:
+                self._rows[prompt] = self._encode_alone(prompt)
         found = Conditioning.cat([self._rows[prompt] for prompt in prompts])
         for prompt in prompts:
             self._rows.move_to_end(prompt)
@@ -44,6 +43,11 @@ class PromptCache:
         while len(self._rows) > most:
             self._rows.popitem(last=False)
         return found
+
+    def _encode_alone(self, prompt: str) -> Conditioning:
+        """Whatever else is asked for, and in whose mixed precision: other jobs get the same row."""
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return self._encode([prompt])
 
 
 # By the base's digest, device and number type. It holds no model, so that the worker can let one go.

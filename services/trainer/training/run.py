@@ -167,6 +167,7 @@ class _Run:
                 yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, self.job, validations))
         # Everything from here can be done again from this checkpoint.
         yield CheckpointReady(step=loop.step, contents=save_checkpoint(loop, self.job, validations))
+        loop.release_optimizer()
         yield Evaluating()
         validations.finish(loop.step)
         yield from self._finish(loop, evaluator, validations)

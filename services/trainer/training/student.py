@@ -111,7 +111,9 @@ class Student:
     def _text_cache(self) -> PromptCache:
         if not any(each.acts_on_text for each in self.trainables):
             return base_prompts(self.bare)
-        return PromptCache(lambda prompts: self.base.encode_prompts(prompts, self.words))
+        # Not through self: in a cycle, a closed student's models would stay in memory until the next collection.
+        base, words = self.base, self.words
+        return PromptCache(lambda prompts: base.encode_prompts(prompts, words))
 
 
 def _with_models(base: Base, models: Mapping[str, nn.Module]) -> Base:

@@ -13,6 +13,7 @@ from atelier.diffusion import words
 from atelier.diffusion.adapter_file import FILE_NAME
 from atelier.diffusion.base import Base, TextTower
 from services.trainer.methods.base import TrainingJob
+from services.trainer.training.artifact import EXTRACTION_FOLDER
 from services.trainer.training.evaluation import validation_prompts
 from services.trainer.training.student import Student
 
@@ -37,6 +38,8 @@ def usage(job: TrainingJob, student: Student) -> str:
     if student.words:
         lines += _load_words(base, student.words.names, _add_words if is_cascade else _load_word)
         prompt = student.words.expand(prompt)
+    if student.models():
+        lines.insert(0, f"# On the base model, {EXTRACTION_FOLDER}/{FILE_NAME} alone comes close to it.")
     size, guidance = job.config.resolution, "prior_guidance_scale" if is_cascade else "guidance_scale"
     lines.append(f"image = pipeline({json.dumps(prompt)}, width={size}, height={size}, {guidance}=4.0).images[0]")
     return "\n".join([*_imports(student, is_cascade), "", *lines])

@@ -74,6 +74,9 @@ class Validations:
         return self._evaluator.draw(self._prompts, self._per_prompt)
 
     def _keep_if_best(self, step: int, images: torch.Tensor) -> None:
+        student = self._evaluator.student
+        if step <= max(each.steps.start for each in student.trainables):
+            return  # something has not begun to learn: such weights are no result
         self._by_step[step] = self._evaluator.score(images, self._prompts)
         if self.published_step == step:
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self._weights().items()}

@@ -1,6 +1,7 @@
 """Jobs of several concepts, by a recipe, with warnings.
 
-Jobs from before have one concept and no warnings. Downgrading keeps of every job its first concept.
+Jobs from before have one concept and no warnings; those that have not ended begin again, since their checkpoints are of
+another form. Downgrading keeps of every job its first concept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def upgrade() -> None:
         op.add_column("jobs", sa.Column(name, sa.String(length), nullable=False, server_default=""))
     for name in ("concepts", "warnings"):
         op.add_column("jobs", sa.Column(name, sa.JSON, nullable=False, server_default="[]"))
+    op.execute("UPDATE jobs SET checkpoint_step = 0, step = 0 WHERE state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED')")
 
 
 def downgrade() -> None:
