@@ -47,6 +47,24 @@ def test_the_newest_revision_is_what_the_code_expects(engine: Engine) -> None:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
 
 
+@pytest.mark.parametrize(
+    ("state", "begins_again"),
+    [("QUEUED", True), ("RUNNING", True), ("SUCCEEDED", False), ("FAILED", False), ("CANCELLED", False)],
+)
+def test_jobs_in_work_begin_again_since_their_checkpoints_are_of_another_form(
+    state: str, begins_again: bool, engine: Engine
+) -> None:
+    migrate(engine, "0001")
+    with engine.begin() as connection:
+        connection.execute(text(_OLD_DATASET))
+        connection.execute(text(_OLD_JOB))
+        connection.execute(text("UPDATE jobs SET state = :state, step = 120, checkpoint_step = 100"), {"state": state})
+    migrate(engine, "head")
+    with engine.connect() as connection:
+        job = connection.execute(text("SELECT state, step, checkpoint_step FROM jobs")).one()
+    assert tuple(job) == (state, *((0, 0) if begins_again else (120, 100)))
+
+
 def test_jobs_of_the_first_revision_survive_the_way_up_and_down(engine: Engine) -> None:
     migrate(engine, "head")
     migrate(engine, "0001")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from atelier.diffusion.base import Base
+from atelier.diffusion.base import Base, load_base
 from services.trainer.methods import load_train
 from services.trainer.methods.base import Concept, Preparing, TrainingImage, TrainingJob
 from services.trainer.training.cache import TensorCache
@@ -19,6 +21,7 @@ from services.trainer.training.examples import Example, instance_examples
 from services.trainer.training.loss import Lessons
 from services.trainer.training.noise import noise_process
 from services.trainer.training.prior import Prior, prepare_prior
+from tests.harness.families import tiny_stable_diffusion
 from tests.harness.training import checkpoints, fox_images, make_job
 
 
@@ -53,6 +56,19 @@ def test_images_of_each_aspect_are_learnt_in_their_bucket_once_an_epoch(base: Ba
         assert seen == shapes
         assert sum(len(rows.prompts) for rows in batches) == 4
         assert sum(rows.weights.numel() for rows in batches) == 4
+
+
+def test_buckets_of_a_large_model_are_64_pixels_apart(tmp_path: Path) -> None:
+    """One that draws 512 pixels by itself; asked for 256."""
+    folder = tiny_stable_diffusion(tmp_path / "large")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
+    large = load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
+    image = fox_images(1)[0]
+    wide = replace(image, contents=changed(image, lambda each: each.resize((160, 80))))
+    job = make_job("lora", large, aspect_ratio_buckets=True, resolution=256)
+    (example,) = instance_examples(large, with_images(job, wide))
+    assert example.latents.shape == (1, 4, 192 // 8, 320 // 8)
 
 
 def test_a_job_of_several_aspects_trains(base: Base) -> None:
@@ -163,6 +179,22 @@ def test_class_images_are_drawn_once_for_a_store(base: Base) -> None:
     assert [drawn(each, store) for each in (job, job, other, none)] == [1, 0, 1, 0]
     assert drawn(make_job("dreambooth-lora", base, prior_loss_weight=0.0, seed=9), store) == 0
     assert drawn(make_job("lora", base, seed=9), store) == 0
+
+
+def test_class_images_that_captions_had_a_part_in_stay_out_of_the_shared_store(base: Base) -> None:
+    class Shared(dict[str, torch.Tensor]):
+        put = dict.__setitem__
+
+    def drawn(job: TrainingJob, store: Shared) -> list[int]:
+        return [made for made in prepare_prior(base, job, store, lambda: None) if isinstance(made, int)]
+
+    store, job = Shared(), make_job("dreambooth-lora", base, seed=6)
+    captioned = with_images(job, *(replace(image, caption="a sks fox in snow") for image in fox_images()))
+    assert drawn(captioned, store) == [2]
+    assert not store
+    assert drawn(captioned, store) == [], "the process still has them"
+    assert drawn(job, store) == [2]
+    assert len(store) == 1
 
 
 def test_captions_are_dropped_as_often_as_asked_for_and_the_prior_s_never(base: Base) -> None:

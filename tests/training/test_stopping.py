@@ -78,6 +78,13 @@ def test_a_run_that_nobody_listens_to_any_more_leaves_the_base_bare(base: Base, 
     assert not traces(base)
 
 
+def test_words_that_diverge_before_the_pivot_are_told_by_their_own_rate(base: Base) -> None:
+    with training(make_job("pivotal", base), base) as trained:
+        trained.instances[:] = [replace(each, latents=each.latents * torch.inf) for each in trained.instances]
+        with pytest.raises(FailedPreconditionError, match=r"at step 1: .* try a lower embedding_learning_rate$"):
+            trained.loop.take_step()
+
+
 def test_a_rate_that_is_far_too_high_is_told_as_such(base: Base) -> None:
     job = make_job("lora", base, learning_rate=10.0, gradient_checkpointing=True, lr_warmup_steps=0)
     with pytest.raises(FailedPreconditionError, match=r"diverged at step \d: .* lower learning_rate") as failure:
@@ -92,7 +99,8 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(method: str, base: Base)
         trained.take_steps(2)
         before = trained.parameters()
         trained.instances[:] = [replace(each, latents=each.latents * torch.inf) for each in trained.instances]
-        with pytest.raises(FailedPreconditionError, match="diverged at step 3") as failure:
+        rate = "embedding_learning_rate" if method == "textual-inversion" else "learning_rate"
+        with pytest.raises(FailedPreconditionError, match=f"diverged at step 3: .* try a lower {rate}$") as failure:
             trained.loop.take_step()
         assert (failure.value.reason, failure.value.metadata["step"]) == ("TRAINING_DIVERGED", "3")
         after = trained.parameters()

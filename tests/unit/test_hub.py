@@ -43,6 +43,22 @@ def test_a_model_that_is_nowhere_is_an_error_with_its_name(cached: Path, name: s
     assert caught.value.reason == "BASE_MODEL_NOT_FOUND"
 
 
+def test_a_misspelt_folder_does_not_become_a_model_of_the_hub(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`acme/tiny` is in the cache, but where there is a folder `acme` a path is meant."""
+    (cached / "acme").mkdir()
+    monkeypatch.chdir(cached)
+    with pytest.raises(InvalidArgumentError, match="acme/tiny is neither a folder nor of the form") as caught:
+        find_model("acme/tiny")
+    assert caught.value.reason == "BASE_MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a/b..c", "-a/b", "a/b.git", f"a/{'b' * 100}"])
+def test_an_id_that_the_hub_s_library_refuses_is_our_error(cached: Path, name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{name} is no folder, .*HFValidationError") as caught:
+        find_model(name)
+    assert caught.value.reason == "BASE_MODEL_NOT_FOUND"
+
+
 def test_what_is_neither_says_what_is_allowed() -> None:
     with pytest.raises(InvalidArgumentError, match=r"neither a folder nor of the form OWNER/MODEL"):
         find_model("/no/such/folder")

@@ -19,6 +19,7 @@ from services.trainer.methods import resolve_config
 from services.trainer.training.config import TrainingConfig
 from services.trainer.training.optimizers import (
     ParameterGroup,
+    begin_phase,
     learning_rate_factor,
     load_optimizer,
     make_optimizer,
@@ -160,3 +161,28 @@ def test_the_rate_warms_up_and_then_follows_its_schedule() -> None:
     assert factors("linear") == [0.5, 1, 1, 0.75, 0.5, 0.25]
     assert factors("cosine") == pytest.approx([0.5, 1, 1, 0.8535533905932737, 0.5, 0.14644660940672627])
     assert learning_rate_factor(config(lr_warmup_steps=0, lr_scheduler="linear"), 0) == 1
+
+
+def test_a_new_phase_begins_with_prodigy_s_first_estimate() -> None:
+    training = Training("prodigy")
+    first = save_optimizer(training.optimizer, training.groups)[1]["groups"]
+    training.run(0, 20)
+    last = save_optimizer(training.optimizer, training.groups)[1]["groups"]
+    begin_phase(training.optimizer)
+    begun = save_optimizer(training.optimizer, training.groups)[1]["groups"]
+    for name, numbers in first.items():
+        for key in ("k", "d", "d_max", "d_numerator"):
+            assert last[name][key] != numbers[key]
+            assert begun[name][key] == numbers[key]
+
+
+def test_a_new_phase_is_nothing_to_an_optimizer_that_keeps_all_by_parameter() -> None:
+    training = Training("adamw")
+    training.run(0, 3)
+    tensors, numbers = save_optimizer(training.optimizer, training.groups)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    begin_phase(training.optimizer)
+    tensors, after = save_optimizer(training.optimizer, training.groups)
+    assert after == numbers
+    assert tensors.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())

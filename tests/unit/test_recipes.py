@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from atelier.errors import InvalidArgumentError
 from services.trainer.methods import METHODS, resolve_config
 from services.trainer.methods.recipes import RECIPES
+from services.trainer.training.config import LEARNING_RATES
 
 _SMALL_BASE = Path(__file__).parents[2] / "models" / "emoji-sd"
 
@@ -74,6 +76,44 @@ def test_published_values_are_those_of_their_guides(base_of: Callable[[str], Pat
 def test_a_request_goes_before_its_recipe(base_of: Callable[[str], Path]) -> None:
     config = resolve_config("lora", {"rank": 8}, base_path=base_of("stable-diffusion-xl"), recipe="kohya-lora-sdxl")
     assert (config.rank, config.lora_alpha, config.learning_rate) == (8, 16, 1e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_stored_of_a_job_resolves_to_itself(name: str, base_of: Callable[[str], Path]) -> None:
+    """A worker sees no recipe: only the hyperparameters that came of it, those that the method uses."""
+    recipe = RECIPES[name]
+    for family in recipe.families:
+        config = resolve_config(recipe.method, {}, base_path=base_of(family), recipe=name)
+        used = METHODS[recipe.method].fields
+        stored = {field: value for field, value in asdict(config).items() if field in used}
+        again = asdict(resolve_config(recipe.method, stored, base_path=base_of(family)))
+        assert {field: again[field] for field in used} == stored
+
+
+def test_another_optimizer_than_the_recipe_s_has_the_service_s_rates(base_of: Callable[[str], Path]) -> None:
+    base = base_of("stable-diffusion-xl")
+    own = resolve_config("pivotal", {}, base_path=base)
+    config = resolve_config("pivotal", {"optimizer": "adamw"}, base_path=base, recipe="diffusers-pivotal-sdxl-prodigy")
+    for rate in LEARNING_RATES:
+        assert getattr(config, rate) == getattr(own, rate) < 0.1
+    assert (config.optimizer, config.rank, config.adam_beta2) == ("adamw", 8, 0.99)
+    rates = {"optimizer": "adamw", "learning_rate": 2e-4}
+    set_too = resolve_config("pivotal", rates, base_path=base, recipe="diffusers-pivotal-sdxl-prodigy")
+    assert (set_too.learning_rate, set_too.embedding_learning_rate) == (2e-4, own.embedding_learning_rate)
+
+
+def test_prodigy_on_a_recipe_of_another_optimizer_has_a_rate_of_1(base_of: Callable[[str], Path]) -> None:
+    base = base_of("stable-diffusion-xl")
+    config = resolve_config("pivotal", {"optimizer": "prodigy"}, base_path=base, recipe="cog-sdxl")
+    assert (config.learning_rate, config.embedding_learning_rate) == (1, 1)
+
+
+def test_the_scale_follows_a_rank_that_was_asked_for_unless_the_recipe_has_its_own(
+    base_of: Callable[[str], Path],
+) -> None:
+    base = base_of("stable-diffusion-xl")
+    config = resolve_config("pivotal", {"rank": 12}, base_path=base, recipe="diffusers-pivotal-sdxl-adamw")
+    assert (config.rank, config.lora_alpha) == (12, 12)
 
 
 def test_every_method_has_defaults_for_every_family(base_of: Callable[[str], Path]) -> None:

@@ -69,6 +69,14 @@ def test_prodigy_takes_one_rate_which_is_1_unless_set(
     assert (config.learning_rate, config.embedding_learning_rate) == rates
 
 
+def test_prodigy_s_rate_grows_by_itself_so_its_schedule_is_constant_unless_set() -> None:
+    config = resolve_config("lora", {"optimizer": "prodigy"}, base_path=_BASE)
+    assert (config.lr_scheduler, config.lr_warmup_steps) == ("constant", 0)
+    chosen = {"optimizer": "prodigy", "lr_scheduler": "cosine", "lr_warmup_steps": 5}
+    config = resolve_config("lora", chosen, base_path=_BASE)
+    assert (config.lr_scheduler, config.lr_warmup_steps) == ("cosine", 5)
+
+
 def test_prodigy_refuses_different_rates() -> None:
     with pytest.raises(InvalidArgumentError, match=r"config\.embedding_learning_rate: .* one rate for learning_rate, "):
         resolve_config(

@@ -24,7 +24,7 @@ from services.trainer.training.student import Student
 # Images per prompt: few prompts get more of them, so that a score is a mean of at least this many where it can be.
 _IMAGES = 16
 _MAX_IMAGES_PER_PROMPT = 4
-_PIXELS_AT_ONCE = 2**21
+_PIXELS_AT_ONCE = 2**20
 # Of each class prompt, for PRES and DIV.
 _CLASS_IMAGES = 4
 
@@ -55,8 +55,8 @@ def validation_prompts(job: TrainingJob) -> list[str]:
 
 
 def sampling(size: int, *, steps: int = 20) -> SamplingConfig:
-    """How the trainer draws: as many images at once as make up two million pixels, at most eight."""
-    return SamplingConfig(size=size, steps=steps, batch_size=max(1, min(8, _PIXELS_AT_ONCE // size**2)))
+    """How the trainer draws: as many images at once as make up a million pixels, at most four."""
+    return SamplingConfig(size=size, steps=steps, batch_size=max(1, min(4, _PIXELS_AT_ONCE // size**2)))
 
 
 class Evaluator:
