@@ -16,7 +16,7 @@ from atelier.local.process import free_ports
 from atelier.local.profile import save_profile
 
 WORDS = {
-    "up": "--base --data-dir --port --scorer",
+    "up": "--base --data-dir --dino --port --scorer",
     "dataset create": "FOLDER --caption-column --json --name",
     "dataset list": "--json",
     "dataset show": "NAME --json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from atelier.client import InferenceClient, RegistryClient
 from atelier.diffusion.adapter_file import write_adapter_file
 from atelier.diffusion.base import Base
+from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.errors import AtelierError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import BaseModel
+from tests.harness.adapters import random_updates
 from tests.harness.files import WEIGHTS, version
 from tests.harness.inference import (
     MAX_DIFFERENCE,
@@ -196,6 +199,38 @@ def test_files_that_do_not_fit_are_refused_and_leave_nothing(
         assert caught.value.message.startswith(f"adapters[1]: the file of {bad.name} ")
     assert set(inference_server.cache_folder.iterdir()) == cached
     assert inference.generate(request()).images
+
+
+def of_a_text_encoder(base: StableDiffusion) -> bytes:
+    updates = random_updates(base.text_encoder, seed=1, layers="attention")
+    return write_adapter_file({"unet": random_factors(base, seed=1, layers=ATTENTION), "text_encoder": updates})
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "words"),
+    [
+        (of_a_text_encoder, "ADAPTER_COMPONENT_UNKNOWN", "adapts text_encoder; accepted are unet"),
+        (
+            lambda base: write_adapter_file({"unet": random_updates(base.unet, seed=1, layers="attention", dora=True)}),
+            "ADAPTER_KIND_NOT_SUPPORTED",
+            "DoRA",
+        ),
+    ],
+    ids=["text encoder", "DoRA"],
+)
+def test_adapters_that_are_trained_but_not_served_are_told_as_such(
+    make: Callable[[StableDiffusion], bytes],
+    reason: str,
+    words: str,
+    base: StableDiffusion,
+    registry: RegistryClient,
+    inference: InferenceClient,
+) -> None:
+    other = publish_file(registry, base, "other", make(base))
+    with pytest.raises(FailedPreconditionError, match=words) as caught:
+        inference.generate(request("other"))
+    assert caught.value.reason == reason
+    assert caught.value.metadata == {"field": "adapters[0]", "version": other.name, "cause": reason}
 
 
 def test_a_file_larger_than_a_slot_is_refused_before_it_is_fetched(

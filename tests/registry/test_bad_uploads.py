@@ -198,7 +198,7 @@ def test_more_bytes_than_declared_are_refused(registry_stub: RegistryServiceStub
         lambda files: [*files, File(path="x.json", size_bytes=1, sha256="A" * 64)],
         lambda files: [*files, File(path="x.json", size_bytes=2**22 + 1, sha256="0" * 64)],
         lambda files: [*files, File(path="x.safetensors", size_bytes=2**63 - 1, sha256="0" * 64)],
-        lambda files: [*files, *(File(path=f"{i}.safetensors", size_bytes=2**30, sha256="0" * 64) for i in "ab")],
+        lambda files: [*files, *(File(path=f"{i}.safetensors", size_bytes=2**35, sha256="0" * 64) for i in "ab")],
         lambda files: [*files, *(File(path=f"{i}.json", size_bytes=1, sha256="0" * 64) for i in range(1000))],
     ],
 )

@@ -54,6 +54,7 @@ def test_the_newest_revision_is_what_the_code_expects(engine: Engine) -> None:
 def test_jobs_in_work_begin_again_since_their_checkpoints_are_of_another_form(
     state: str, begins_again: bool, engine: Engine
 ) -> None:
+    migrate(engine, "head")
     migrate(engine, "0001")
     with engine.begin() as connection:
         connection.execute(text(_OLD_DATASET))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,18 @@ from PIL import Image
 from atelier.diffusion.base import Base, load_base
 from atelier.diffusion.lowrank import weight_shapes
 from services.trainer.methods.base import CheckpointReady, Preparing, StepDone
+from services.trainer.training.artifact import artifact_files, write_artifact
 from tests.harness.families import tiny_stable_cascade, tiny_stable_diffusion, tiny_stable_diffusion_xl
-from tests.harness.training import ALL_METHODS, checkpoints, files_of, make_job, parameters_in, run_job, traces
+from tests.harness.training import (
+    ALL_METHODS,
+    checkpoints,
+    files_of,
+    make_job,
+    parameters_in,
+    run_job,
+    traces,
+    training,
+)
 
 _FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "sd": tiny_stable_diffusion,
@@ -53,12 +65,47 @@ def test_every_method_trains_every_family(tiny: Base, method: str, tmp_path: Pat
     saved = {event.step: event.contents for event in events if isinstance(event, CheckpointReady)}
     resumed = checkpoints(job, tiny, resume=saved[steps // 2], last=steps)
     assert resumed[steps] == saved[steps]
-    for path, contents in files_of(events).items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(contents)
+    write(files_of(events), tmp_path)
     image = draw_as_the_card_says(tmp_path, tiny)
     assert image.size == (job.config.resolution, job.config.resolution)
     assert np.asarray(image).std() > 0
+
+
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    for path, contents in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(contents)
+
+
+def test_a_whole_model_is_a_base_again_and_tells_of_no_path(tiny: Base, tmp_path: Path) -> None:
+    """Also where the base's folder has more than configurations, tokenizers and safetensors weights."""
+    folder = shutil.copytree(tiny.path, tmp_path / "secret" / "tiny")
+    parts = [path for path in folder.iterdir() if path.is_dir()]
+    for part in parts:
+        (part / "pytorch_model.bin").write_bytes(b"a pickle")
+    own = load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
+    settings = {"max_train_steps": 1, "validation_steps": 0, "lr_warmup_steps": 0, "num_class_images": 1}
+    job = make_job("dreambooth", own, train_text_encoder=True, learning_rate=1e-4, **settings)
+    with training(job, own) as trained:
+        trained.take_steps(1)
+        (tmp_path / "published").mkdir()
+        write_artifact(trained.loop.student, tmp_path / "published")
+        learnt = {name: model.state_dict() for name, model in trained.loop.student.models().items()}
+    published = artifact_files(tmp_path / "published")
+    assert {path.suffix for path in published.values()} <= {".json", ".txt", ".safetensors"}
+    assert {path.partition("/")[0] for path in published} >= {part.name for part in parts}
+    for path in (path for path in published if path.endswith(".json")):
+        assert "secret" not in published[path].read_text()
+        assert json.loads(published[path].read_text()).get("_name_or_path") == json.loads(
+            (folder / path).read_text()
+        ).get("_name_or_path")
+    again = load_base(tmp_path / "published", device=torch.device("cpu"), dtype=torch.float32)
+    assert learnt.keys() == {again.denoiser_name, *(tower.component for tower in again.towers)}
+    for name, weights in learnt.items():
+        loaded = again.components()[name].state_dict()
+        assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+    pixels = torch.zeros(1, again.default_size, again.default_size, 3, dtype=torch.uint8)
+    assert torch.equal(again.encode_images(pixels), tiny.encode_images(pixels))
 
 
 def draw_as_the_card_says(folder: Path, base: Base) -> Image.Image:

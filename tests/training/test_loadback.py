@@ -17,8 +17,11 @@ from atelier.diffusion.base import Base
 from atelier.diffusion.lowrank import LowRank
 from atelier.errors import AtelierError, InternalError
 from services.trainer.training.artifact import write_artifact
+from services.trainer.training.config import pivot_step
+from services.trainer.training.evaluation import Evaluator, Scorers
 from services.trainer.training.loadback import check_load_back
 from services.trainer.training.student import Student
+from services.trainer.training.validation import Validations
 from tests.harness.training import ALL_METHODS, make_job, training
 
 PROMPT = "a photo of a sks fox"
@@ -93,6 +96,25 @@ def test_what_learnt_nothing_is_stopped(method: str, base: Base, tmp_path: Path)
         write_artifact(trained.loop.student, tmp_path)
         with pytest.raises(InternalError, match="changes nothing"):
             check(trained.loop.student, tmp_path)
+
+
+def test_the_best_of_pivotal_tuning_has_learnt_in_both_phases(base: Base, scorers: Scorers, tmp_path: Path) -> None:
+    """Up to the pivot its updates have learnt nothing: however well it scores, it would be stopped."""
+    job = make_job("pivotal", base, publish_weights="best", max_train_steps=3)
+    assert pivot_step(job.config) == 2
+    with training(job, base) as trained:
+        student = trained.loop.student
+        validations = Validations(Evaluator(student, job, scorers, lambda: None))
+        published = []
+        for step in (1, 2):
+            trained.take_steps(1)
+            validations.validate(step)
+            published.append(validations.published_step)
+        trained.take_steps(1)
+        validations.finish(3)
+        assert [*published, validations.published_step] == [None, None, 3]
+        write_artifact(student, tmp_path)
+        assert check(student, tmp_path)["effect"] > 0
 
 
 def test_other_vectors_are_stopped(base: Base, tmp_path: Path) -> None:

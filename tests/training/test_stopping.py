@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,6 +16,7 @@ from atelier.diffusion.base import Base
 from atelier.errors import CancelledError, FailedPreconditionError, InvalidArgumentError
 from services.trainer.methods import load_train
 from services.trainer.methods.base import CheckpointReady, Evaluating, Event, Preparing, StepDone, TrainingJob
+from services.trainer.methods.dreambooth import METHOD as DREAMBOOTH
 from services.trainer.methods.pivotal import METHOD as PIVOTAL
 from services.trainer.training.evaluation import Scorers
 from services.trainer.training.student import Student
@@ -128,6 +132,29 @@ def test_a_student_that_cannot_be_made_takes_its_hooks_off(base: Base) -> None:
     with pytest.raises(MemoryError):
         Student(base, trainables())
     assert not traces(base)
+
+
+def test_a_closed_student_s_models_are_freed_at_once(base: Base) -> None:
+    """By themselves, and not at the garbage collector's next round: a GPU's memory cannot wait for it."""
+    with without_garbage_collection():
+        student = DREAMBOOTH.make_student(make_job("dreambooth", base, train_text_encoder=True), base)
+        student.encode(["a photo of a sks fox"], learning=())
+        student.encode(["a photo of a sks fox"], learning=student.begin_step(0))
+        models = [weakref.ref(model) for model in student.models().values()]
+        assert len(models) == 2
+        student.close()
+        del student
+        assert [model() for model in models] == [None, None]
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def test_a_token_that_the_base_has_already_is_refused(base: Base) -> None:
