@@ -34,7 +34,7 @@ def test_a_service_without_any_says_so(tmp_path: Path) -> None:
     with Connection("127.0.0.1:1", "token") as connection:
         cache = AdapterCache(RegistryClient(connection), CacheConfig(folder=tmp_path))
         servicer = InferenceServicer({}, cache, ServiceConfig())
-        answers = servicer.Generate(request(), None)  # type: ignore[arg-type]  # it does not come so far
+        answers = servicer.Generate(request(), None)  # it does not come so far
 
         async def first() -> object:
             return await anext(answers)

@@ -84,13 +84,13 @@ def test_a_job_without_validation_prompts_is_validated_on_what_it_learns_from(ba
     assert validation_prompts(bare) == ["a photo of a sks fox"]
 
 
-def test_a_row_is_the_same_whatever_else_was_asked_for_with_it(base: Base) -> None:
-    """To the last bit, although the rows of a batch of another size are not."""
-    words = ["a fox", "a photo of a cat on a red background", "", "a dog in snow"]
-    together = PromptCache(base.encode_prompts).rows(words)
-    for index, prompt in enumerate(words):
-        alone = PromptCache(base.encode_prompts).rows([prompt])
-        assert torch.equal(alone.text, together.rows([index]).text)
+def test_a_row_is_the_same_whatever_else_was_asked_for_with_it() -> None:
+    """The rows of larger batches differ in their last bits on some devices: here in what they say of the batch."""
+
+    def encode(prompts: Sequence[str]) -> Conditioning:
+        return Conditioning(text=torch.full((len(prompts), 1, 1), float(len(prompts))))
+
+    assert PromptCache(encode).rows(["a", "bb", "a", "ccc"]).text.flatten().tolist() == [1, 1, 1, 1]
 
 
 def test_a_row_has_the_base_s_own_precision_inside_a_job_s_mixed_one(base: Base) -> None:

@@ -66,8 +66,10 @@ def _write_pipeline(base: Base, models: Mapping[str, nn.Module], folder: Path) -
         # The base's own: the library's names the folder that the base was loaded from.
         shutil.copyfile(base.path / part / "config.json", folder / part / "config.json")
     for extra in base.path.glob("effnet_encoder*"):  # no part of Stable Cascade's pipeline, but of a base for training
-        copy = shutil.copytree if extra.is_dir() else shutil.copyfile
-        copy(extra, folder / extra.name)
+        if extra.is_dir():
+            shutil.copytree(extra, folder / extra.name, ignore=_unpublished)
+        elif extra.name.endswith(_PUBLISHED_SUFFIXES):
+            shutil.copyfile(extra, folder / extra.name)
 
 
 def _unpublished(folder: str, names: list[str]) -> list[str]:
