@@ -284,13 +284,18 @@ class TrainingSlots(SlotBank):
         factors = {name: self._bound_factors(name, layer) for name, layer in self.layers.items()}
         return Binding(groups=len(self._jobs), factors=factors, dropout=self.config.dropout if training else 0.0)
 
+    def _stacked(self, parameter: str) -> torch.Tensor:
+        """[jobs, ...]; a single job's without a copy."""
+        tensors: list[torch.Tensor] = [job[parameter] for job in self._jobs]
+        return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
     def _bound_factors(self, name: str, layer: nn.Linear | nn.Conv2d) -> BoundFactors:
         dtype = layer.weight.dtype
-        a = torch.stack([job[f"{name}.lora_A"] for job in self._jobs])
-        b = torch.stack([job[f"{name}.lora_B"] for job in self._jobs]).mT * self.config.scale
+        a, b = self._stacked(f"{name}.lora_A"), self._stacked(f"{name}.lora_B").mT
+        b = b if self.config.scale == 1 else b * self.config.scale
         scale = None
         if self.config.use_dora:
-            magnitudes = torch.stack([job[f"{name}.magnitude"] for job in self._jobs])
+            magnitudes = self._stacked(f"{name}.magnitude")
             # The norm takes no part in the gradient: section 4.3 of the paper, and as PEFT does it.
             scale = (magnitudes / updated_norms(layer, a.detach(), b.detach())).to(dtype)
         return BoundFactors(a.to(dtype), b.to(dtype), scale)
