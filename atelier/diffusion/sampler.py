@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from atelier.diffusion.base import Base, Conditioning, Words
+from atelier.diffusion.base import Base, Words
+from atelier.diffusion.conditioning import Conditioning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from atelier.diffusion.base import Base, Conditioning
+from atelier.diffusion.base import Base
+from atelier.diffusion.conditioning import Conditioning
 from services.trainer.methods.base import Concept
 from services.trainer.training.evaluation import validation_prompts
 from services.trainer.training.prior import class_prompts

@@ -17,7 +17,8 @@ from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.kohya import KOHYA_FILE_NAME, write_kohya_file
 from atelier.diffusion.lowrank import LowRank
 from atelier.diffusion.sampler import SamplingConfig, sample
-from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig, TrainingSlots, TrainingSlotsConfig
+from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig
+from atelier.diffusion.training_slots import TrainingSlots, TrainingSlotsConfig
 from tests.harness.adapters import random_updates
 
 _PROMPT, _SEED, _STEPS = "a small rocket on a red background", 3, 5

@@ -20,7 +20,7 @@ from atelier.diffusion.families.stable_cascade import StableCascade, decoder_see
 from atelier.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from atelier.diffusion.lowrank import select_layers
 from atelier.diffusion.sampler import SamplingConfig, initial_latents, sample
-from atelier.diffusion.slots import TrainingSlots, TrainingSlotsConfig
+from atelier.diffusion.training_slots import TrainingSlots, TrainingSlotsConfig
 from atelier.errors import InvalidArgumentError
 from tests.harness.families import tiny_stable_cascade, tiny_stable_diffusion, tiny_stable_diffusion_xl
 

@@ -10,13 +10,8 @@ import torch
 
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.lowrank import LowRank, weight_shapes
-from atelier.diffusion.slots import (
-    Group,
-    InferenceSlots,
-    InferenceSlotsConfig,
-    TrainingSlots,
-    TrainingSlotsConfig,
-)
+from atelier.diffusion.slots import Group, InferenceSlots, InferenceSlotsConfig
+from atelier.diffusion.training_slots import TrainingSlots, TrainingSlotsConfig
 from atelier.errors import InvalidArgumentError
 
 # float32 products of other shapes sum in another order.

@@ -16,7 +16,8 @@ from transformers import CLIPTextModel
 
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.diffusion.lowrank import LayerSelection, LowRank, select_layers
-from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig, TrainingSlots, TrainingSlotsConfig
+from atelier.diffusion.slots import InferenceSlots, InferenceSlotsConfig
+from atelier.diffusion.training_slots import TrainingSlots, TrainingSlotsConfig
 from atelier.errors import InvalidArgumentError
 from tests.harness.adapters import random_updates
 

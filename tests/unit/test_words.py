@@ -12,7 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
-from atelier.diffusion.base import Base, Conditioning, load_base
+from atelier.diffusion.base import Base, load_base
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.words import LearnedWords, read_words_file, token_names, write_words_file
 from atelier.errors import InvalidArgumentError
 from tests.harness.families import tiny_stable_cascade, tiny_stable_diffusion, tiny_stable_diffusion_xl

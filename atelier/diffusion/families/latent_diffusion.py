@@ -12,7 +12,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from atelier.diffusion.base import Base, Conditioning, TextTower, load_part, pixel_chunk
+from atelier.diffusion.base import Base, TextTower, load_part, pixel_chunk
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.schedulers import make_scheduler, scheduler_names
 
 

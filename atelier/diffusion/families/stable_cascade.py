@@ -24,7 +24,8 @@ from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenSchedu
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from atelier.diffusion.base import Base, Conditioning, TextTower, check_parts, load_part, pixel_chunk, refuse
+from atelier.diffusion.base import Base, TextTower, check_parts, load_part, pixel_chunk, refuse
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.digest import model_digest
 from atelier.diffusion.efficientnet import EfficientNetEncoder, load_encoder
 from atelier.errors import InvalidArgumentError

@@ -12,7 +12,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from atelier.diffusion.base import Conditioning, check_parts, load_part
+from atelier.diffusion.base import check_parts, load_part
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.digest import model_digest
 from atelier.diffusion.families.latent_diffusion import LatentDiffusion, load_tower, read_scheduler
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from atelier.diffusion import words
 from atelier.diffusion.adapter_file import FILE_NAME, read_adapter_file
-from atelier.diffusion.base import Base, Conditioning
+from atelier.diffusion.base import Base
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.kohya import check_kohya_file, write_kohya_file
 from atelier.diffusion.lowrank import Factors, weight_shapes
 from atelier.diffusion.plain import draw_plain, load_plain_words

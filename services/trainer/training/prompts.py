@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from atelier.diffusion.base import Base, Conditioning
+from atelier.diffusion.base import Base
+from atelier.diffusion.conditioning import Conditioning
 from services.trainer.methods.base import Concept
 from services.trainer.training.noise import seeded_generator
 

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import nn
 
-from atelier.diffusion.base import Base, Conditioning
+from atelier.diffusion.base import Base
+from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.lowrank import Factors
 from atelier.diffusion.sampler import SamplingConfig, sample
 from atelier.diffusion.words import LearnedWords

@@ -16,7 +16,7 @@ from torch import nn
 
 from atelier.diffusion.base import Base, TextTower
 from atelier.diffusion.lowrank import LayerSelection
-from atelier.diffusion.slots import TrainingSlots, TrainingSlotsConfig
+from atelier.diffusion.training_slots import TrainingSlots, TrainingSlotsConfig
 from services.trainer.training.config import TrainingConfig
 from services.trainer.training.noise import seeded_generator
 
