@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from tests.harness.registry import RegistryServer
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No service, no token, no profile; tables are wide."""
+    """No service, no token, no profile; tables are wide; Ctrl-C interrupts, also where a shell has let it be ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("REGISTRY", "TRAINER", "INFERENCE", "TOKEN"):
         monkeypatch.delenv(f"ATELIER_{name}", raising=False)
     monkeypatch.setenv("ATELIER_PROFILE", str(tmp_path / "profile.json"))
