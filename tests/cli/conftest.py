@@ -12,7 +12,7 @@ from tests.harness.registry import RegistryServer
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No service, no token, no profile; tables are wide; Ctrl-C interrupts, also where a shell has let it be ignored."""
+    """No service, token or profile; tables are wide; Ctrl-C interrupts, also where a shell has let it be ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("REGISTRY", "TRAINER", "INFERENCE", "TOKEN"):
         monkeypatch.delenv(f"ATELIER_{name}", raising=False)
