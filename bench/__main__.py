@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Sequence
 
 import click
-import diffusers
 import structlog
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 
+from atelier.diffusion.quiet import silence_libraries
 from bench import serving, shapes, throughput, training
 from bench.measure import Result, machine
 
@@ -64,9 +63,7 @@ def _shape_names(text: str) -> list[str]:
 def _silence() -> None:
     """The tables are what this prints: not the libraries' progress bars and advice."""
     warnings.simplefilter("ignore")
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    silence_libraries()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 

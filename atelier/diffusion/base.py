@@ -157,6 +157,11 @@ class Base(ABC):
                 [self._encode_tokens(_rows(ids, i), _rows(masks, i)) for i in range(0, len(prompts), _CHUNK)]
             )
 
+    def encode_distinct(self, prompts: Sequence[str], words: Words | None = None) -> Conditioning:
+        """As `encode_prompts`, each distinct prompt once."""
+        distinct = list(dict.fromkeys(prompts))
+        return self.encode_prompts(distinct, words).rows([distinct.index(prompt) for prompt in prompts])
+
     def encode_negative(self, prompt: str, words: Words | None = None) -> Conditioning:
         """Conditioning, one row, of what guidance leads away from; empty means nothing in particular."""
         return self.encode_prompts([prompt], words)

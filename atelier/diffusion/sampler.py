@@ -44,8 +44,7 @@ def sample(
         before_step: called before every denoising step of every batch; what it raises ends the drawing.
     """
     assert len(prompts) == len(seeds), "one seed for each prompt"
-    distinct = list(dict.fromkeys(prompts))
-    conditioning = base.encode_prompts(distinct, words).rows([distinct.index(prompt) for prompt in prompts])
+    conditioning = base.encode_distinct(prompts, words)
     negative = base.encode_negative(config.negative_prompt, words)
     images = []
     for start in range(0, len(prompts), config.batch_size):

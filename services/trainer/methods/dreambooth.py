@@ -9,14 +9,12 @@ from atelier.diffusion.base import Base
 from services.trainer.methods.base import TrainingJob
 from services.trainer.training.run import TrainingMethod
 from services.trainer.training.student import Student
-from services.trainer.training.trainables import FullWeights
+from services.trainer.training.trainables import FullWeights, component_rates
 
 
 def _make_student(job: TrainingJob, base: Base) -> Student:
     config, steps = job.config, range(job.config.max_train_steps)
-    rates = {base.denoiser_name: config.learning_rate}
-    if config.train_text_encoder:
-        rates |= {tower.component: config.text_encoder_learning_rate for tower in base.towers}
+    rates = component_rates(base, config)
     models = base.components()
     weights = [FullWeights(name, models[name], config, learning_rate=rate, steps=steps) for name, rate in rates.items()]
     return Student(base, weights)

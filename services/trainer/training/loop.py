@@ -52,6 +52,7 @@ class TrainingLoop:
             for each in student.trainables
         ]
         self.optimizer = make_optimizer(config, self.groups)
+        self._schedules = {each.name: _over(config, len(each.steps)) for each in student.trainables}
         is_half = student.bare.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(student.bare.device.type, enabled=is_half)
         # Losses of different phases do not compare: the rule looks at the last.
@@ -136,10 +137,7 @@ class TrainingLoop:
         steps = trainable.steps
         if self.step not in steps:
             return 0.0
-        config = dataclasses.replace(
-            self.config, max_train_steps=len(steps), lr_warmup_steps=min(self.config.lr_warmup_steps, len(steps))
-        )
-        return trainable.learning_rate * learning_rate_factor(config, self.step - steps.start)
+        return trainable.learning_rate * learning_rate_factor(self._schedules[trainable.name], self.step - steps.start)
 
     def _may_rescale(self) -> bool:
         """Whether the loss scaler can answer a gradient that overflowed: it skips the step and scales less."""
@@ -187,3 +185,8 @@ class TrainingLoop:
 
 def _are_words(trainables: Sequence[Trainable]) -> bool:
     return all(isinstance(each, WordVectors) for each in trainables)
+
+
+def _over(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """The same schedule over so many steps."""
+    return dataclasses.replace(config, max_train_steps=steps, lr_warmup_steps=min(config.lr_warmup_steps, steps))

@@ -5,15 +5,13 @@ from __future__ import annotations
 from atelier.diffusion.base import Base
 from services.trainer.methods.base import TrainingJob
 from services.trainer.training.student import Student
-from services.trainer.training.trainables import LowRankUpdates
+from services.trainer.training.trainables import LowRankUpdates, component_rates
 
 
 def low_rank_student(job: TrainingJob, base: Base) -> Student:
     """All updates learn in all steps."""
     config, steps = job.config, range(job.config.max_train_steps)
-    rates = {base.denoiser_name: config.learning_rate}
-    if config.train_text_encoder:
-        rates |= {tower.component: config.text_encoder_learning_rate for tower in base.towers}
+    rates = component_rates(base, config)
     models = base.components()
     return Student(
         base,

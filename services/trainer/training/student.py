@@ -77,8 +77,7 @@ class Student:
         """Conditioning of prompts, one row each: with gradients if one of `learning` acts on text, else remembered."""
         if not any(each.acts_on_text for each in learning):
             return self._fixed_text.rows(prompts)
-        distinct = list(dict.fromkeys(prompts))
-        return self.base.encode_prompts(distinct, self.words).rows([distinct.index(prompt) for prompt in prompts])
+        return self.base.encode_distinct(prompts, self.words)
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig, check_stop: Callable[[], None]

@@ -56,6 +56,14 @@ class Trainable(Protocol):
         ...
 
 
+def component_rates(base: Base, config: TrainingConfig) -> dict[str, float]:
+    """The peak learning rates of the components that a job trains: the denoiser, and the text encoders if asked for."""
+    rates = {base.denoiser_name: config.learning_rate}
+    if config.train_text_encoder:
+        rates |= {tower.component: config.text_encoder_learning_rate for tower in base.towers}
+    return rates
+
+
 class LowRankUpdates:
     """LoRA (Hu et al. 2021) of one component of a base model, in the slot bank's form."""
 
