@@ -1,13 +1,15 @@
 """diffusers' own example scripts: their command lines, and the folders and environment that they need. Needs no torch.
 
 Settings are those of the scripts' README files; steps, batch, rank, vectors, class images and learning rates are the
-plan's, the same for both sides. Three things stop the scripts or spoil them, and are prepared here:
+plan's, the same for both sides. Four things stop the scripts or spoil them, and are seen to here:
 
 - Their loader makes a short last batch: five images at batch 4 are batches of 4 and 1. The image folder holds every
   image as often as fills all batches, so that equal steps are equal images seen and equal work.
 - A `metadata.jsonl` beside the images stops the DreamBooth scripts; the LoRA script reads its captions from it.
 - The base model's weights are float16 on disk, and textual inversion trains the text encoder's embeddings in the type
   that they are stored in, up to NaN. The scripts get a float32 copy of the base model.
+- The README file of the advanced script gives it `--snr_gamma=5`, whose weight is 0 / 0 in the last timestep of a base
+  model with zero terminal SNR: every weight is NaN after the first such draw. It runs without.
 """
 
 from __future__ import annotations
@@ -156,7 +158,6 @@ def _method_options(run: Run, images: Path) -> Mapping[str, object]:
         "train_text_encoder_ti": True,
         "text_encoder_lr": EMBEDDING_LEARNING_RATE,
         "rank": RANK,
-        "snr_gamma": 5.0,
     }
 
 
