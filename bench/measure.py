@@ -10,7 +10,7 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +71,12 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def peak_resident_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process has had resident since it started."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def peak_memory_bytes() -> int:
     """The most memory since the reset, or since the start: allocated on the GPU where there is one, else resident.
 
@@ -78,8 +84,7 @@ def peak_memory_bytes() -> int:
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return peak_resident_bytes()
 
 
 def reset_peak_memory() -> None:
@@ -92,11 +97,11 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident set size becomes the present one
 
 
-def machine() -> str:
+def machine(packages: Sequence[str] = PACKAGES) -> str:
     """Processor, memory, GPU and versions, in a line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     memory = round(psutil.virtual_memory().total / 2**30)
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     cores = psutil.cpu_count()
     threads = torch.get_num_threads()
     return (

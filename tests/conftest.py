@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from atelier.client import Connection, RegistryClient
+from atelier.local.postgres import Postgres
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.identity import TokenAuthority, create_key_file
+from atelier.signing import create_key_files
 from atelier.storage.blobs import BlobStore
 from tests.harness.registry import BUCKET, RegistryServer
 
@@ -21,6 +23,14 @@ def signing_key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The key that signs this run's tokens."""
     path = tmp_path_factory.mktemp("keys") / "signing.key"
     create_key_file(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def manifest_key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The key that signs this run's versions; its public key lies beside it."""
+    path = tmp_path_factory.mktemp("keys") / "manifest.pem"
+    create_key_files(path)
     return path
 
 
@@ -40,11 +50,31 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database; the test runs on either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    return request.getfixturevalue("postgres").create_database()
+
+
+@pytest.fixture(scope="session")
 def registry_server(
-    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path_factory: pytest.TempPathFactory
+    seaweedfs: SeaweedFS,
+    signing_key_file: Path,
+    manifest_key_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RegistryServer]:
     """The registry's process over the S3 server and an SQLite file."""
-    server = RegistryServer(tmp_path_factory.mktemp("registry"), seaweedfs.s3_config(BUCKET), signing_key_file)
+    options = {"manifest-key-file": manifest_key_file}
+    folder = tmp_path_factory.mktemp("registry")
+    server = RegistryServer(folder, seaweedfs.s3_config(BUCKET), signing_key_file, options)
     server.start()
     yield server
     server.stop()

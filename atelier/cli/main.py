@@ -12,11 +12,15 @@ import click
 
 from atelier import __version__
 from atelier.cli.adapters import adapters
+from atelier.cli.bases import bases
 from atelier.cli.dataset import dataset
 from atelier.cli.generate import generate
 from atelier.cli.jobs import jobs
+from atelier.cli.maintenance import registry
 from atelier.cli.output import describe
 from atelier.cli.session import Session
+from atelier.cli.signing import signing_key
+from atelier.cli.tokens import tokens
 from atelier.cli.train import submit, train
 from atelier.cli.up import up
 from atelier.errors import AtelierError
@@ -32,12 +36,12 @@ def cli(context: click.Context, as_json: bool) -> None:
     """Personalize text-to-image diffusion models.
 
     The services are found by ATELIER_REGISTRY, ATELIER_TRAINER and ATELIER_INFERENCE (HOST:PORT each) with the
-    credential ATELIER_TOKEN, or where `atelier up` runs on this machine.
+    credential ATELIER_TOKEN, or where `atelier up` runs on this machine. ATELIER_CA_FILE makes them speak TLS.
     """
     context.obj = Session(as_json=as_json)
 
 
-for command in (up, dataset, train, submit, jobs, adapters, generate):
+for command in (up, dataset, train, submit, jobs, adapters, bases, generate, tokens, registry, signing_key):
     cli.add_command(command)
 
 

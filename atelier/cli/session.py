@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from atelier.client import Connection, InferenceClient, RegistryClient, TrainerClient
+from atelier.client import ClientTls, Connection, InferenceClient, RegistryClient, TokenClient, TrainerClient
+from atelier.client.base_models import BaseModelClient
+from atelier.client.connection import Endpoint
+from atelier.client.maintenance import MaintenanceClient
 from atelier.local.profile import load_profile
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -18,7 +22,9 @@ class Session:
     """One run of the command line.
 
     Addresses come from ATELIER_REGISTRY, ATELIER_TRAINER and ATELIER_INFERENCE, and where one is unset from the
-    profile that `atelier up` writes. The profile's token goes only to the profile's own services.
+    profile that `atelier up` writes. The profile's token goes only to the profile's own services, which speak no TLS;
+    others do where ATELIER_CA_FILE names their authorities, and get no token without it unless
+    ATELIER_ALLOW_PLAINTEXT=1 says that the network is protected.
 
     Args:
         as_json: print one JSON document on standard output instead of a table.
@@ -42,14 +48,30 @@ class Session:
         """A client of the inference service."""
         return InferenceClient(self._connect("inference"))
 
+    @property
+    def tokens(self) -> TokenClient:
+        """A client of the registry's tokens."""
+        return TokenClient(self._connect("registry"))
+
+    @property
+    def base_models(self) -> BaseModelClient:
+        """A client of the registry's base models."""
+        return BaseModelClient(self._connect("registry"))
+
+    @property
+    def maintenance(self) -> MaintenanceClient:
+        """A client of the registry's maintenance."""
+        return MaintenanceClient(self._connect("registry"))
+
     def _connect(self, service: str) -> Connection:
-        connection = Connection(*_endpoint(service))
+        endpoint, token = _find(service)
+        connection = endpoint.connect(token)
         click.get_current_context().call_on_close(connection.channel.close)
         return connection
 
 
-def _endpoint(service: str) -> tuple[str, str]:
-    """Address and token of a service."""
+def _find(service: str) -> tuple[Endpoint, str]:
+    """A service, and the token for it."""
     variable = f"ATELIER_{service.upper()}"
     profile = load_profile() or {}
     address = os.environ.get(variable) or profile.get(service)
@@ -58,11 +80,24 @@ def _endpoint(service: str) -> tuple[str, str]:
             f"no address of the {service} service: set {variable} to its HOST:PORT and ATELIER_TOKEN to your token, "
             "or start the services on this machine with `atelier up`"
         )
-    own_token = profile.get("token") if address == profile.get(service) else None
-    token = os.environ.get("ATELIER_TOKEN") or own_token
+    is_own = address == profile.get(service)
+    token = os.environ.get("ATELIER_TOKEN") or (profile.get("token") if is_own else None)
     if not token:
         raise click.ClickException(f"no token for the {service} service at {address}: set ATELIER_TOKEN")
-    return address, token
+    if is_own:
+        return Endpoint(address=address), token
+    allow_plaintext = os.environ.get("ATELIER_ALLOW_PLAINTEXT") == "1"
+    return Endpoint(address=address, tls=_tls(), allow_plaintext=allow_plaintext), token
+
+
+def _tls() -> ClientTls | None:
+    ca, certificate, key = (
+        Path(value) if (value := os.environ.get(f"ATELIER_{name}_FILE")) else None
+        for name in ("CA", "CERTIFICATE", "KEY")
+    )
+    if (certificate is None) != (key is None) or (certificate and not ca):
+        raise click.ClickException("ATELIER_CERTIFICATE_FILE, ATELIER_KEY_FILE and ATELIER_CA_FILE go together")
+    return ClientTls(ca_file=ca, certificate_file=certificate, key_file=key) if ca else None
 
 
 def json_option(command: _Command) -> _Command:

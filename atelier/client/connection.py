@@ -1,14 +1,15 @@
-"""Where a service is and what credential it gets."""
+"""Where a service is, how it is spoken to, and what credential it gets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from atelier.rpc.channel import open_channel
+from atelier.rpc.channel import ClientTls, open_channel
 from atelier.rpc.status import translated_errors
 
 OWN_TENANT = "tenants/-"
@@ -21,17 +22,43 @@ class Connection:
     Args:
         address: `host:port`.
         token: the bearer token, or a function that returns a fresh one.
+        tls: the server's authorities and the client's certificate; None speaks plaintext.
+        allow_plaintext: without TLS, send the token to another machine too: a mesh or a tunnel protects it.
+
+    Raises:
+        FailedPreconditionError: the token would leave this machine in plaintext.
     """
 
-    def __init__(self, address: str, token: str | Callable[[], str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str | Callable[[], str],
+        *,
+        tls: ClientTls | None = None,
+        allow_plaintext: bool = False,
+    ) -> None:
         self.address = address
-        self.channel: grpc.Channel = open_channel(address, token if callable(token) else lambda: token)
+        get_token = token if callable(token) else lambda: token
+        self.channel: grpc.Channel = open_channel(address, get_token, tls=tls, allow_plaintext=allow_plaintext)
 
     def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.channel.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """Where a service is and how it is spoken to: all of a connection but its credential. See Connection."""
+
+    address: str
+    tls: ClientTls | None = None
+    allow_plaintext: bool = False
+
+    def connect(self, token: str | Callable[[], str]) -> Connection:
+        """A connection with this credential; close it after use."""
+        return Connection(self.address, token, tls=self.tls, allow_plaintext=self.allow_plaintext)
 
 
 def paged(method: Callable[[Any], Any], request: Any, items: str) -> Iterator[Any]:

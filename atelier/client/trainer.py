@@ -106,7 +106,7 @@ class TrainerClient:
     def cancel(self, job: str) -> pb.Job:
         """Asks a job to stop."""
         with translated_errors():
-            return self._stub.CancelJob(pb.CancelJobRequest(name=job_name(job)))
+            return self._stub.CancelJob(pb.CancelJobRequest(name=job_name(job), request_id=str(uuid.uuid4())))
 
     def create_batch(self, jobs: Sequence[pb.Job], *, batch_id: str = "", validate_only: bool = False) -> pb.Batch:
         """Creates many jobs, all or none."""

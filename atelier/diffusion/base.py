@@ -23,13 +23,14 @@ from transformers import CLIPTokenizer
 
 from atelier.diffusion.conditioning import Conditioning
 from atelier.diffusion.digest import model_digest
+from atelier.diffusion.pipelines import FAMILY_OF_PIPELINE, Family
 from atelier.errors import InvalidArgumentError
 
-# Pipelines by the class name in model_index.json, and where their family is.
-_FAMILIES = {
-    "StableDiffusionPipeline": "stable_diffusion.StableDiffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl.StableDiffusionXL",
-    "StableCascadeCombinedPipeline": "stable_cascade.StableCascade",
+# Where each family is.
+_FAMILIES: Mapping[Family, str] = {
+    "stable-diffusion": "stable_diffusion.StableDiffusion",
+    "stable-diffusion-xl": "stable_diffusion_xl.StableDiffusionXL",
+    "stable-cascade": "stable_cascade.StableCascade",
 }
 # Rows that go through a text encoder at once: bounds memory, changes no result.
 _CHUNK = 16
@@ -215,9 +216,10 @@ def family_of(path: Path) -> type[Base]:
     if not index_file.is_file():
         refuse(f"{path} is not a diffusers model folder: it has no model_index.json", "BASE_MODEL_NOT_FOUND")
     class_name = json.loads(index_file.read_text()).get("_class_name")
-    if class_name not in _FAMILIES:
-        refuse(f"{path.name} is a {class_name}; supported are {', '.join(_FAMILIES)}", "BASE_MODEL_NOT_SUPPORTED")
-    module, _, name = _FAMILIES[class_name].partition(".")
+    if class_name not in FAMILY_OF_PIPELINE:
+        supported = ", ".join(FAMILY_OF_PIPELINE)
+        refuse(f"{path.name} is a {class_name}; supported are {supported}", "BASE_MODEL_NOT_SUPPORTED")
+    module, _, name = _FAMILIES[FAMILY_OF_PIPELINE[class_name]].partition(".")
     family: type[Base] = getattr(importlib.import_module(f"atelier.diffusion.families.{module}"), name)
     return family
 

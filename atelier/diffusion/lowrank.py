@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from atelier.errors import InvalidArgumentError
+from atelier.diffusion.formats.low_rank import Update, Updates, check_updates
+from atelier.diffusion.formats.tensor_file import Array
 
 LayerSelection = Literal["attention", "linear", "all"]
 
@@ -75,42 +76,45 @@ def weight_shapes(model: nn.Module, selection: LayerSelection = "all") -> dict[s
     return {name: layer.weight.shape for name, layer in select_layers(model, selection).items()}
 
 
+def all_weight_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """The shape of the weight of every linear and convolutional layer, adapted or not, by its name."""
+    return {
+        name: module.weight.shape for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def to_arrays(factors: Factors) -> dict[str, Update]:
+    """The updates as float32 arrays; on the CPU they share their numbers."""
+    return {
+        name: Update(
+            a=_array(update.a),
+            b=_array(update.b),
+            magnitude=None if update.magnitude is None else _array(update.magnitude),
+        )
+        for name, update in factors.items()
+    }
+
+
+def from_arrays(updates: Updates) -> dict[str, LowRank]:
+    """The updates as tensors, which share their numbers."""
+    return {
+        name: LowRank(
+            a=torch.from_numpy(update.a),
+            b=torch.from_numpy(update.b),
+            magnitude=None if update.magnitude is None else torch.from_numpy(update.magnitude),
+        )
+        for name, update in updates.items()
+    }
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().float().cpu().contiguous().numpy()
+    return array
+
+
 def check_factors(factors: Factors, shapes: Mapping[str, torch.Size], *, max_rank: int, field: str = "adapter") -> None:
     """Raises InvalidArgumentError, with the tensor's name, unless `factors` fits a model with these weights."""
-    if not factors:
-        raise InvalidArgumentError(field, "has no layers", reason="ADAPTER_EMPTY")
-    unknown = sorted(factors.keys() - shapes.keys())
-    if unknown:
-        raise InvalidArgumentError(
-            field,
-            f"{len(unknown)} of its {len(factors)} layers are not in the base model: {', '.join(unknown[:5])}",
-            reason="ADAPTER_LAYER_UNKNOWN",
-        )
-    for name, update in factors.items():
-        _check_update(name, update, shapes[name], max_rank=max_rank, field=field)
-
-
-def _check_update(name: str, update: LowRank, weight: torch.Size, *, max_rank: int, field: str) -> None:
-    rank = update.rank if update.a.ndim else 0
-    if not 1 <= rank <= max_rank:
-        raise InvalidArgumentError(
-            field, f"{name}.lora_A has rank {rank}; allowed are 1 to {max_rank}", reason="ADAPTER_RANK_TOO_HIGH"
-        )
-    wanted = {"lora_A": (rank, *weight[1:]), "lora_B": (weight[0], rank), "lora_magnitude_vector": (weight[0],)}
-    tensors = {"lora_A": update.a, "lora_B": update.b, "lora_magnitude_vector": update.magnitude}
-    for factor, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != wanted[factor]:
-            raise InvalidArgumentError(
-                field,
-                f"{name}.{factor} has shape {list(tensor.shape)}; the base model needs {list(wanted[factor])}",
-                reason="ADAPTER_SHAPE_MISMATCH",
-            )
-        if not torch.isfinite(tensor).all():
-            raise InvalidArgumentError(
-                field, f"{name}.{factor} has values that are NaN or infinite", reason="ADAPTER_NOT_FINITE"
-            )
+    check_updates(to_arrays(factors), shapes, max_rank=max_rank, field=field)
 
 
 def add_linear(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -13,16 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
 from atelier.diffusion.base import Base, TextTower
-from atelier.diffusion.safetensors_header import check_safetensors_header
+from atelier.diffusion.formats.word_forms import FILE_NAME, read_words, write_words
 from atelier.errors import InvalidArgumentError
 
-FILE_NAME = "learned_embeds.safetensors"
+__all__ = ["FILE_NAME", "LearnedWords", "read_words_file", "token_names", "write_words_file"]
 
 
 def token_names(count: int) -> list[str]:
@@ -110,27 +109,11 @@ def _extended(tokenizer: CLIPTokenizer, names: Sequence[str]) -> CLIPTokenizer:
 
 def write_words_file(tables: Mapping[str, torch.Tensor]) -> bytes:
     """The contents of `learned_embeds.safetensors`, in float32: [vectors, width] by `clip_l` and `clip_g`."""
-    tensors = {key: table.detach().float().cpu().contiguous() for key, table in tables.items()}
-    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+    return write_words({key: table.detach().float().cpu().numpy() for key, table in tables.items()})
 
 
 def read_words_file(contents: bytes, base: Base, *, field: str = "adapter") -> dict[str, torch.Tensor]:
-    """Reads the vectors for a base model, in float32.
-
-    Raises:
-        InvalidArgumentError: not a safetensors file, other keys than the base's towers have, another width, different
-            numbers of vectors, or a value that is not finite; the message names the tensor.
-    """
-    check_safetensors_header(contents, field=field)
-    tensors = safetensors.torch.load(contents)
-    wanted = {tower.embeds_key: tower.model.get_input_embeddings().weight.shape[1] for tower in base.towers}
-    if tensors.keys() != wanted.keys():
-        found = ", ".join(sorted(tensors))[:200]
-        raise InvalidArgumentError(field, f"has the tensors {found}; the base model needs {', '.join(wanted)}")
-    counts = {table.shape[:1] for table in tensors.values()}
-    for key, table in tensors.items():
-        if table.ndim != 2 or table.shape[1] != wanted[key] or len(counts) != 1 or not torch.isfinite(table).all():
-            raise InvalidArgumentError(
-                field, f"{key} must be finite numbers [vectors, {wanted[key]}], as many vectors as the others have"
-            )
-    return {key: table.float() for key, table in tensors.items()}
+    """Reads the vectors for a base model, in float32, as `formats.word_forms.read_words` does."""
+    widths = {tower.embeds_key: tower.model.get_input_embeddings().weight.shape[1] for tower in base.towers}
+    read = read_words(contents, widths, field=field)
+    return {key: torch.from_numpy(table) for key, table in read.items()}

@@ -15,11 +15,16 @@ from types import TracebackType
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from atelier.client.base_models import BaseModelClient
+from atelier.client.connection import Connection
+from atelier.diffusion.base_layers import describe_base
 from atelier.errors import FailedPreconditionError
 from atelier.local.process import ManagedProcess, free_ports, is_port_free, wait_until
 from atelier.local.ray_cluster import THREAD_ENV, RayCluster
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.rpc.identity import TokenAuthority, create_key_file
+from atelier.rpc.scopes import ADMIN, OPERATOR
+from atelier.signing import create_key_files, public_key_path
 
 START_SECONDS = 180.0
 TOKEN_DAYS = 365
@@ -56,8 +61,17 @@ class Stack:
         self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key_path = self._data / "secrets" / "signing.key"
         create_key_file(self._key_path)
+        self._manifest_key_path = self._data / "secrets" / "manifest.pem"
+        if not public_key_path(self._manifest_key_path).exists():
+            self._manifest_key_path.unlink(missing_ok=True)  # of a start that was killed between the two files
+            create_key_files(self._manifest_key_path)
         authority = TokenAuthority.from_file(self._key_path)
-        self.token = authority.issue(tenant=LOCAL_TENANT, subject="local-user", lifetime_seconds=TOKEN_DAYS * 86400.0)
+        self.token = authority.issue(
+            tenant=LOCAL_TENANT,
+            subject="local-user",
+            scopes=[ADMIN, OPERATOR],
+            lifetime_seconds=TOKEN_DAYS * 86400.0,
+        )
         ports = self._ports()
         self._ports_by_service = dict(zip(SERVICES, ports[:3], strict=True))
         self._metrics_ports = dict(zip(SERVICES, ports[3:], strict=True))
@@ -84,6 +98,8 @@ class Stack:
             process.start()
         for name in SERVICES:
             self.wait_for_service(name)
+            if name == "registry":
+                self._register_bases()
             on_event(f"{name} is ready at {self.addresses[name]}")
 
     def wait_for_service(self, name: str) -> None:
@@ -101,6 +117,13 @@ class Stack:
                 return status == health_pb2.HealthCheckResponse.SERVING
 
             wait_until(serves, timeout_seconds=START_SECONDS, what=f"{name} serves")
+
+    def _register_bases(self) -> None:
+        """Tells the registry of the base models, so that adapters of them can be published by anyone."""
+        with Connection(self.addresses["registry"], self.token) as connection:
+            client = BaseModelClient(connection)
+            for name, folder in self._config.bases.items():
+                client.register(describe_base(folder, name))
 
     def check_alive(self) -> None:
         """Raises InternalError when any part has ended."""
@@ -137,7 +160,8 @@ class Stack:
         bases = [f"--base={base}={path}" for base, path in self._config.bases.items()]
         scorers = [f"--scorer={base}={path}" for base, path in self._config.scorers.items()]
         dino = [f"--dino={self._config.dino}"] if self._config.dino else []
-        return {"registry": [], "trainer": bases + scorers + dino, "inference": bases}[name]
+        trusted = [f"--trusted-key-file={public_key_path(self._manifest_key_path)}"]
+        return {"registry": [], "trainer": bases + scorers + dino, "inference": bases + trusted}[name]
 
     def _common_settings(self, name: str) -> dict[str, object]:
         return {
@@ -163,7 +187,7 @@ class Stack:
             "registry": {
                 **storage,
                 "DATABASE_URL": f"sqlite:///{self._data}/registry.db",
-                "SPOOL_FOLDER": self._data / "spool",
+                "MANIFEST_KEY_FILE": self._manifest_key_path,
             },
             "trainer": {
                 **storage,
@@ -172,5 +196,5 @@ class Stack:
                 "SPOOL_FOLDER": self._data / "spool",
                 "RAY_ADDRESS": self.ray.address,
             },
-            "inference": {**models, "CACHE_DIR": self._data / "cache"},
+            "inference": {**models, "CACHE_DIR": self._data / "cache", "SIGNATURE_POLICY": "require"},
         }

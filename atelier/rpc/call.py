@@ -9,13 +9,16 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from atelier.pb.common.v1.common_pb2 import Scope
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One RPC: who asks, and the id under which its log lines are found."""
+    """One RPC: who asks, what the credential allows, and the id under which its log lines are found."""
 
     tenant: str
     subject: str
+    scopes: frozenset[Scope] = frozenset()
     correlation_id: str
 
 

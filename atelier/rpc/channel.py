@@ -1,16 +1,22 @@
-"""Client channels: credential and correlation id on every call, retries of UNAVAILABLE, messages up to 64 MiB.
+"""Client channels: TLS, credential and correlation id on every call, retries of UNAVAILABLE, messages up to 64 MiB.
 
-Retries follow gRPC's service config. Creating calls are safe to retry because clients send a `request_id`.
+A credential leaves this machine under TLS, or where the caller says that something else protects it. Certificates
+are read when the channel is opened. Retries follow gRPC's service config. Creating calls are safe to retry because
+clients send a `request_id`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 
+from atelier.errors import FailedPreconditionError
 from atelier.rpc.call import CORRELATION_HEADER, current_correlation_id
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
@@ -36,6 +42,26 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 120_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientTls:
+    """What a client trusts, and with what it proves itself where the server asks for a certificate. PEM files."""
+
+    ca_file: Path
+    """Authorities of the server's certificate: a private one's, or the system's bundle."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file: one is given without the other")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel."""
+        key = self.key_file.read_bytes() if self.key_file else None
+        certificate = self.certificate_file.read_bytes() if self.certificate_file else None
+        return grpc.ssl_channel_credentials(self.ca_file.read_bytes(), key, certificate)
 
 
 class _CallDetails(NamedTuple):
@@ -74,6 +100,33 @@ class _Credential(
         return continuation(self._amend(client_call_details, None), request_iterator)
 
 
-def open_channel(address: str, token: Callable[[], str]) -> grpc.Channel:
-    """A channel to `host:port` whose calls carry the token that `token()` returns at their time."""
-    return grpc.intercept_channel(grpc.insecure_channel(address, options=_OPTIONS), _Credential(token))
+def open_channel(
+    address: str, token: Callable[[], str], *, tls: ClientTls | None = None, allow_plaintext: bool = False
+) -> grpc.Channel:
+    """A channel to `host:port` whose calls carry the token that `token()` returns at their time.
+
+    Raises:
+        FailedPreconditionError: the token would leave this machine in plaintext.
+    """
+    if tls is not None:
+        channel = grpc.secure_channel(address, tls.credentials(), options=_OPTIONS)
+    elif allow_plaintext or is_loopback(address):
+        channel = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+        raise FailedPreconditionError(
+            f"no token is sent to {address} without TLS: name the server's authorities (ATELIER_CA_FILE), or allow "
+            "plaintext where the network itself is protected (ATELIER_ALLOW_PLAINTEXT=1)",
+            reason="PLAINTEXT_REFUSED",
+        )
+    return grpc.intercept_channel(channel, _Credential(token))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to `host:port` stays on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,8 +1,8 @@
-"""Who calls: bearer tokens, which are JSON Web Tokens (RFC 7519) with a `tenant` claim.
+"""Who calls: the services' own tokens, and the choice between the kinds of credentials by their form.
 
-A caller's tenant is what its token says, never what its request says. Services that act for a tenant on their
-own (a training job publishing its adapter) issue a short-lived token for that tenant with the shared key.
-Tokens are signed with HMAC-SHA256; a stolen token is good until it expires: there is no revocation list.
+A caller's tenant is what its credential says, never what its request says. Services that act for a tenant on their
+own (a training job publishing its adapter) issue a short-lived JSON Web Token (RFC 7519) for that tenant with the
+shared key, HMAC-SHA256. Such a token is good until it expires: there is no revocation list.
 """
 
 from __future__ import annotations
@@ -10,25 +10,44 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jwt
 
 from atelier.errors import UnauthenticatedError
+from atelier.pb.common.v1.common_pb2 import Scope
+from atelier.rpc.scopes import scope_name, scope_named
 
 ISSUER = "atelier"
 ALGORITHM = "HS256"
 MIN_KEY_BYTES = 32
 TENANT_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+SECRET_PREFIX = "atl_"
+"""Begins a random token; no JSON Web Token begins so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """Who a credential stands for."""
+    """Who a credential stands for, and what it allows."""
 
     tenant: str
     subject: str
+    scopes: frozenset[Scope]
+
+
+class Verifier(Protocol):
+    """Knows one kind of credential."""
+
+    async def verify(self, token: str) -> Identity:
+        """The identity that a token stands for.
+
+        Raises:
+            UnauthenticatedError: it stands for nobody now.
+            UnavailableError: who would know does not answer.
+        """
 
 
 class TokenAuthority:
@@ -44,37 +63,83 @@ class TokenAuthority:
         """Reads the key from a file, whose white space at the ends does not count."""
         return cls(path.read_bytes().strip())
 
-    def issue(self, *, tenant: str, subject: str, lifetime_seconds: float) -> str:
-        """A token for `tenant` that expires after `lifetime_seconds`."""
+    def issue(self, *, tenant: str, subject: str, scopes: Collection[Scope], lifetime_seconds: float) -> str:
+        """A token for `tenant` that allows `scopes` and expires after `lifetime_seconds`."""
         if not TENANT_PATTERN.fullmatch(tenant):
             raise ValueError(f"tenant: {tenant!r} does not match {TENANT_PATTERN.pattern}")
         now = time.time()
-        claims = {"iss": ISSUER, "sub": subject, "tenant": tenant, "iat": int(now), "exp": int(now + lifetime_seconds)}
+        claims = {
+            "iss": ISSUER,
+            "sub": subject,
+            "tenant": tenant,
+            "scopes": sorted(map(scope_name, scopes)),
+            "iat": int(now),
+            "exp": int(now + lifetime_seconds),
+        }
         return jwt.encode(claims, self._key, algorithm=ALGORITHM)
 
     def verify(self, token: str) -> Identity:
         """The identity that a token stands for; UnauthenticatedError when it is not valid now."""
+        required = ["exp", "iss", "sub", "tenant", "scopes"]
         try:
-            claims = jwt.decode(
-                token, self._key, [ALGORITHM], issuer=ISSUER, options={"require": ["exp", "iss", "sub", "tenant"]}
-            )
+            claims = jwt.decode(token, self._key, [ALGORITHM], issuer=ISSUER, options={"require": required})
+            scopes = frozenset(map(scope_named, claims["scopes"]))
         except jwt.ExpiredSignatureError as error:
-            raise UnauthenticatedError("the token has expired", reason="TOKEN_EXPIRED") from error
-        except jwt.InvalidTokenError as error:
+            raise expired() from error
+        except (jwt.InvalidTokenError, TypeError, ValueError) as error:
             raise UnauthenticatedError("the token is not valid", reason="TOKEN_INVALID") from error
-        tenant = claims["tenant"]
-        if not isinstance(tenant, str) or not TENANT_PATTERN.fullmatch(tenant):
-            raise UnauthenticatedError("the token names no valid tenant", reason="TOKEN_INVALID")
-        return Identity(tenant=tenant, subject=claims["sub"])
+        return Identity(tenant=check_tenant(claims["tenant"]), subject=claims["sub"], scopes=scopes)
 
-    def authenticate(self, authorization: str | None) -> Identity:
+
+class Authenticator:
+    """Finds the identity behind a call's `authorization`, by the verifier that its form asks for.
+
+    Args:
+        own: verifies the services' own tokens.
+        random_tokens: verifies random tokens; None where there are none.
+        oidc: verifies an identity provider's tokens; None where no provider is trusted.
+    """
+
+    def __init__(
+        self, own: TokenAuthority, random_tokens: Verifier | None = None, oidc: Verifier | None = None
+    ) -> None:
+        self._own = own
+        self._random_tokens = random_tokens
+        self._oidc = oidc
+
+    async def authenticate(self, authorization: str | None) -> Identity:
         """The identity behind an `authorization` header: `Bearer TOKEN`."""
         if not authorization:
             raise UnauthenticatedError("send the metadata `authorization: Bearer TOKEN`", reason="TOKEN_MISSING")
         scheme, _, token = authorization.partition(" ")
+        token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise UnauthenticatedError("`authorization` is not of the form `Bearer TOKEN`", reason="TOKEN_INVALID")
-        return self.verify(token.strip())
+        if token.startswith(SECRET_PREFIX) and self._random_tokens is not None:
+            return await self._random_tokens.verify(token)
+        if self._oidc is not None and _claimed_issuer(token) != ISSUER:
+            return await self._oidc.verify(token)
+        return self._own.verify(token)
+
+
+def _claimed_issuer(token: str) -> object:
+    """Who a token says has issued it: enough to choose a verifier, which believes nothing of it."""
+    try:
+        return jwt.decode(token, options={"verify_signature": False}).get("iss")
+    except jwt.InvalidTokenError as error:
+        raise UnauthenticatedError("the token is not valid", reason="TOKEN_INVALID") from error
+
+
+def check_tenant(value: object) -> str:
+    """A tenant's id out of a verified token; UnauthenticatedError when it is none."""
+    if not isinstance(value, str) or not TENANT_PATTERN.fullmatch(value):
+        raise UnauthenticatedError("the token names no valid tenant", reason="TOKEN_INVALID")
+    return value
+
+
+def expired() -> UnauthenticatedError:
+    """What every kind of token that was good once is answered."""
+    return UnauthenticatedError("the token has expired", reason="TOKEN_EXPIRED")
 
 
 def create_key_file(path: Path) -> None:

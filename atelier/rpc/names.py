@@ -53,8 +53,10 @@ TENANT = ResourcePattern("tenants/{tenant}")
 ADAPTER = ResourcePattern("tenants/{tenant}/adapters/{adapter}")
 VERSION = ResourcePattern("tenants/{tenant}/adapters/{adapter}/versions/{version}")
 ALIAS = ResourcePattern("tenants/{tenant}/adapters/{adapter}/aliases/{alias}")
+UPLOAD = ResourcePattern("tenants/{tenant}/uploads/{upload}")
 DATASET = ResourcePattern("tenants/{tenant}/datasets/{dataset}")
 JOB = ResourcePattern("tenants/{tenant}/jobs/{job}")
+TOKEN = ResourcePattern("tenants/{tenant}/tokens/{token}")
 BATCH = ResourcePattern("tenants/{tenant}/batches/{batch}")
 
 

@@ -42,12 +42,17 @@ def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> No
         if file.path in seen:
             raise InvalidArgumentError(f"{where}.path", f"{shown(file.path)} is there twice; paths are unique")
         seen.add(file.path)
-        if not 0 < file.size_bytes <= max_file_bytes:
-            raise InvalidArgumentError(
-                f"{where}.size_bytes", f"is {file.size_bytes}; 1 to {max_file_bytes} bytes are allowed"
-            )
-        if not _SHA256.fullmatch(file.sha256):
-            raise InvalidArgumentError(f"{where}.sha256", "must be 64 lower-case hexadecimal digits")
+        check_content(file, where, max_file_bytes=max_file_bytes)
+
+
+def check_content(file: File, field: str, *, max_file_bytes: int) -> None:
+    """Refuses a size or digest that no file's bytes can have; its path may be anything."""
+    if not 0 < file.size_bytes <= max_file_bytes:
+        raise InvalidArgumentError(
+            f"{field}.size_bytes", f"is {file.size_bytes}; 1 to {max_file_bytes} bytes are allowed"
+        )
+    if not _SHA256.fullmatch(file.sha256):
+        raise InvalidArgumentError(f"{field}.sha256", "must be 64 lower-case hexadecimal digits")
 
 
 async def data_pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
@@ -76,18 +81,42 @@ async def receive_files(pieces: AsyncIterator[bytes], files: Sequence[File], fol
     paths = []
     for index, file in enumerate(files):
         path = folder / str(index)
-        try:
-            await stream.write_file(file, path, f"{field}[{index}]")
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ResourceExhaustedError(
-                "the service has no room for uploads now", reason="SPOOL_FULL", retry_after_seconds=60.0
-            ) from error
+        await stream.write_file(file, path, f"{field}[{index}]")
         paths.append(path)
     if await stream.read(1):
-        raise InvalidArgumentError(field, "more bytes came than the declared sizes add up to", reason="UPLOAD_TOO_LONG")
+        raise too_long(field)
     return paths
+
+
+async def receive_file(pieces: AsyncIterator[bytes], file: File, path: Path, *, field: str) -> None:
+    """Writes a stream of one file to `path`; otherwise as `receive_files`."""
+    stream = _Stream(pieces)
+    await stream.write_file(file, path, field)
+    if await stream.read(1):
+        raise too_long(field)
+
+
+def ended_early(file: File, field: str, missing_bytes: int) -> InvalidArgumentError:
+    """The error for a stream that ended before the end of a file."""
+    return InvalidArgumentError(
+        field,
+        f"the upload ended {missing_bytes} bytes before the end of {shown(file.path)}; send it again",
+        reason="UPLOAD_INCOMPLETE",
+    )
+
+
+def wrong_sha256(file: File, field: str, sha256: str) -> InvalidArgumentError:
+    """The error for a file whose bytes have another SHA-256 than the declared one."""
+    return InvalidArgumentError(
+        f"{field}.sha256",
+        f"the bytes of {shown(file.path)} have the SHA-256 {sha256}, not the declared one",
+        reason="CHECKSUM_MISMATCH",
+    )
+
+
+def too_long(field: str) -> InvalidArgumentError:
+    """The error for a stream that went on behind the last file."""
+    return InvalidArgumentError(field, "more bytes came than the declared sizes add up to", reason="UPLOAD_TOO_LONG")
 
 
 class _Stream:
@@ -106,25 +135,29 @@ class _Stream:
 
     async def write_file(self, file: File, path: Path, field: str) -> None:
         """Takes a file's bytes, which must be all there and have its SHA-256."""
+        try:
+            sha256 = await self._write(file, path, field)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ResourceExhaustedError(
+                "the service has no room for uploads now", reason="SPOOL_FULL", retry_after_seconds=60.0
+            ) from error
+        if sha256 != file.sha256:
+            raise wrong_sha256(file, field, sha256)
+
+    async def _write(self, file: File, path: Path, field: str) -> str:
+        """Writes so many bytes as the file has; returns their SHA-256."""
         digest, missing = hashlib.sha256(), file.size_bytes
         with path.open("wb") as target:
             while missing:
                 taken = await self.read(missing)
                 if not taken:
-                    raise InvalidArgumentError(
-                        field,
-                        f"the upload ended {missing} bytes before the end of {shown(file.path)}; send it again",
-                        reason="UPLOAD_INCOMPLETE",
-                    )
+                    raise ended_early(file, field, missing)
                 target.write(taken)
                 digest.update(taken)
                 missing -= len(taken)
-        if digest.hexdigest() != file.sha256:
-            raise InvalidArgumentError(
-                f"{field}.sha256",
-                f"the bytes of {shown(file.path)} have the SHA-256 {digest.hexdigest()}, not the declared one",
-                reason="CHECKSUM_MISMATCH",
-            )
+        return digest.hexdigest()
 
 
 def pieces_of(contents: Iterable[bytes | Path]) -> Iterator[bytes]:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import urllib3
 from minio import Minio
+from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from atelier.errors import DataLossError, NotFoundError, UnavailableError
 
 READ_BYTES = 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024
+"""Of a multipart upload: so much of an object is in memory at a time."""
 _MISSING = ("NoSuchKey", "NoSuchObject", "NoSuchBucket")
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 30.0
@@ -36,6 +41,23 @@ class S3Config:
     secret_key: str = field(repr=False)
     secure: bool = False
     region: str = "us-east-1"
+
+
+class Reader(Protocol):
+    """Where an object's bytes come from."""
+
+    def read(self, size_bytes: int, /) -> bytes:
+        """Exactly so many of the next bytes, all in one piece."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEntry:
+    """An object in a listing."""
+
+    key: str
+    size_bytes: int
+    modified_time: datetime
 
 
 class BlobStore:
@@ -58,15 +80,37 @@ class BlobStore:
     def put(self, key: str, content: bytes) -> None:
         """Stores bytes under a key, over what was there."""
         with _translated():
-            self._create_bucket()
+            self.create_bucket()
             self._client.put_object(self._bucket, key, io.BytesIO(content), len(content))
+
+    def put_stream(self, key: str, reader: Reader, size_bytes: int) -> None:
+        """Stores what a reader gives, with at most one part of it in memory.
+
+        An exception of the reader's passes through; then nothing is stored, and what was there before stays.
+        """
+        source = _Source(reader)
+        try:
+            with _translated():
+                self.create_bucket()
+                self._client.put_object(
+                    self._bucket,
+                    key,
+                    source,  # type: ignore[arg-type]  # all that is called of a BinaryIO is read
+                    size_bytes,
+                    part_size=PART_BYTES,
+                    num_parallel_uploads=1,  # with more, threads are left behind when the reader raises
+                )
+        except BaseException:
+            if source.error is not None:
+                raise source.error from None
+            raise
 
     def put_content(self, path: Path, sha256: str) -> None:
         """Stores a file under its content's key, unless the store has it at that length already."""
         key = content_key(sha256)
         if self.size_bytes(key) != path.stat().st_size:
             with _translated():
-                self._create_bucket()
+                self.create_bucket()
                 self._client.fput_object(self._bucket, key, str(path))
 
     def size_bytes(self, key: str) -> int | None:
@@ -83,10 +127,18 @@ class BlobStore:
         """All bytes under a key. NotFoundError when nothing is there."""
         return b"".join(self.stream(key))
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        """The bytes under a key, in pieces of at most READ_BYTES."""
+    def stream(self, key: str, offset_bytes: int = 0, limit_bytes: int = 0) -> Generator[bytes, None, None]:
+        """The bytes under a key from an offset on, at most `limit_bytes` unless 0, in pieces of at most READ_BYTES.
+
+        None when the object ends before the offset.
+        """
         with _translated():
-            response = self._client.get_object(self._bucket, key)
+            try:
+                response = self._client.get_object(self._bucket, key, offset=offset_bytes, length=limit_bytes)
+            except S3Error as error:
+                if error.code != "InvalidRange":
+                    raise
+                return
             try:
                 yield from response.stream(READ_BYTES)
             finally:
@@ -95,25 +147,69 @@ class BlobStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key that starts with `prefix`."""
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[BlobEntry]:
+        """Every object whose key starts with `prefix`; none while there is no bucket."""
         with _translated():
-            for entry in self._client.list_objects(self._bucket, prefix, recursive=True):
-                yield str(entry.object_name)
+            try:
+                for found in self._client.list_objects(self._bucket, prefix, recursive=True):
+                    yield BlobEntry(str(found.object_name), found.size or 0, found.last_modified)
+            except S3Error as error:
+                if error.code != "NoSuchBucket":
+                    raise
 
     def delete(self, key: str) -> None:
         """Deletes what is under a key, if anything."""
         with _translated():
             self._client.remove_object(self._bucket, key)
 
-    def _create_bucket(self) -> None:
-        """At the first write, and not when a service starts: what needs no S3 must not wait for it."""
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Deletes what is under these keys, as far as anything is."""
+        with _translated():
+            errors = self._client.remove_objects(self._bucket, (DeleteObject(key) for key in keys))
+            failed = [error for error in errors if error.code not in _MISSING]  # requests are made as this is read
+            if failed:
+                raise _unavailable()
+
+    def abort_uploads(self, prefix: str, *, older_than: datetime) -> int:
+        """Gives up multipart uploads that began before that and whose process has gone. Returns how many."""
+        count = 0
+        with _translated():
+            # minio has no public way to what a killed process leaves behind.
+            ongoing = self._client._list_multipart_uploads(self._bucket, prefix=prefix).uploads
+            for upload in ongoing:
+                if upload.initiated_time is not None and upload.initiated_time < older_than:
+                    self._client._abort_multipart_upload(self._bucket, upload.object_name, str(upload.upload_id))
+                    count += 1
+        return count
+
+    def create_bucket(self) -> None:
+        """Makes the bucket unless it is there: at the first write, since what needs no S3 must not wait for it."""
         if self._has_bucket:
             return
-        try:
-            self._client.make_bucket(self._bucket)
-        except S3Error as error:
-            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
+        with _translated():
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as error:
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
         self._has_bucket = True
+
+
+class _Source:
+    """A reader as minio reads it, which remembers its exception: minio would not tell it from one of its own."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.error: BaseException | None = None
+        self._reader = reader
+
+    def read(self, size_bytes: int) -> bytes:
+        try:
+            return self._reader.read(size_bytes)
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 def content_key(sha256: str) -> str:

@@ -2,6 +2,7 @@
 
 Names are resolved at every request, with a credential of the caller's tenant, since they may move and since a
 tenant must never reach another's adapters; what a name means is known by its digest, and only digests are cached.
+That a version is what its digest says, and whose signature it has, is checked whenever it is resolved, cached or not.
 An adapter enters the caches when it has been checked to the end: a failed load leaves nothing behind.
 What waits for the registry does so in threads of its own, so that a registry that hangs holds up nobody who has no
 need of it.
@@ -20,7 +21,7 @@ from typing import TypeVar
 
 import structlog
 
-from atelier.client.connection import Connection
+from atelier.client.connection import Connection, Endpoint
 from atelier.client.registry import RegistryClient
 from atelier.diffusion.adapter_file import FILE_NAME, max_file_bytes, read_adapter_file
 from atelier.diffusion.base import Base
@@ -36,6 +37,8 @@ from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2
 from atelier.rpc.call import current_tenant
 from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import READER
+from atelier.signing import Check, Verifier
 from services.inference import metrics
 from services.inference.disk_cache import DiskCache
 from services.inference.engine import Engine
@@ -68,20 +71,23 @@ class CacheConfig:
                 raise ValueError(f"{name}: is {getattr(self, name)}; it must not be negative")
 
 
-def open_registry(address: str, authority: TokenAuthority) -> Connection:
-    """A connection on which every call carries a short-lived token of the tenant that is being served."""
+def open_registry(registry: Endpoint, authority: TokenAuthority) -> Connection:
+    """A connection on which every call carries a short-lived token of the tenant that is being served, to read."""
 
     def token() -> str:
-        return authority.issue(tenant=current_tenant(), subject="inference", lifetime_seconds=TOKEN_SECONDS)
+        return authority.issue(
+            tenant=current_tenant(), subject="inference", scopes=[READER], lifetime_seconds=TOKEN_SECONDS
+        )
 
-    return Connection(address, token)
+    return registry.connect(token)
 
 
 class AdapterCache:
     """The adapters of all tenants, for all engines of this process. Its methods belong to the event loop."""
 
-    def __init__(self, registry: RegistryClient, config: CacheConfig) -> None:
+    def __init__(self, registry: RegistryClient, config: CacheConfig, verifier: Verifier) -> None:
         self._registry = registry
+        self._verifier = verifier
         self._config = config
         self._disk = DiskCache(config.folder, config.max_disk_bytes)
         self._host: LruCache[PackedFactors] = LruCache(config.max_host_bytes, lambda packed: packed.flat.nbytes)
@@ -95,7 +101,9 @@ class AdapterCache:
 
         Raises:
             NotFoundError: the caller's tenant has no such adapter, alias or version.
-            FailedPreconditionError: it has no version yet, belongs to another base model, or is of another kind.
+            FailedPreconditionError: it has no version yet, belongs to another base model, is of another kind, or has
+                no signature though one is required.
+            DataLossError: it is not what its digest or its signature says.
             UnavailableError: the registry is away.
         """
         seconds = self._config.resolve_seconds
@@ -104,9 +112,17 @@ class AdapterCache:
                 version = await _in_thread(
                     self._resolve_threads, lambda: self._registry.resolve(reference, timeout_seconds=seconds)
                 )
+        self._verify(version)
         _check_base(reference, version, base)
         _weights(version)
         return version
+
+    def _verify(self, version: registry_pb2.Version) -> None:
+        found = self._verifier.check(version)
+        metrics.SIGNATURE_CHECKS.labels(found).inc()
+        self._verifier.enforce(version, found)
+        if found not in (Check.OFF, Check.VALID):
+            _log.warning("a version without a good signature is used", digest=version.digest, found=found)
 
     async def load(self, version: registry_pb2.Version, engine: Engine, *, field: str) -> PackedFactors:
         """The version's factors, out of the nearest place; several callers at once cause one load.

@@ -16,10 +16,20 @@ import torch
 
 from atelier.client.registry import RegistryClient
 from atelier.pb.inference.v1 import inference_pb2, inference_pb2_grpc
-from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.logs import configure_logging
-from atelier.rpc.options import authority, base_option, bases, server_config, server_options
-from atelier.rpc.server import Server, ServerConfig, serve
+from atelier.rpc.options import (
+    authenticator,
+    authority,
+    base_option,
+    bases,
+    registry_endpoint,
+    registry_options,
+    server_config,
+    server_options,
+)
+from atelier.rpc.server import Server, serve
+from atelier.rpc.tokens import verified_by
+from atelier.signing import Policy, Verifier
 from services.inference.adapters import AdapterCache, CacheConfig, open_registry
 from services.inference.engine import EngineConfig
 from services.inference.models import Model, load_models
@@ -34,7 +44,7 @@ _RANK_HELP = (
 
 @click.command(context_settings={"auto_envvar_prefix": "ATELIER_INFERENCE"})
 @server_options
-@click.option("--registry", required=True, metavar="HOST:PORT", help="The registry.")
+@registry_options
 @base_option
 @click.option("--cache-dir", type=click.Path(path_type=Path), required=True, help="Adapters that were fetched.")
 @click.option("--cache-max-bytes", type=int, default=10 * 2**30, show_default=True, help="Of all files in there.")
@@ -55,9 +65,20 @@ _RANK_HELP = (
 @click.option(
     "--max-size", type=int, default=_SERVICE.max_size, show_default=True, help="Largest width and height in pixels."
 )
+@click.option(
+    "--trusted-key-file",
+    "trusted_key_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Public key (PEM) of a registry that signs versions; may be repeated.",
+)
+@click.option(
+    "--signature-policy",
+    type=click.Choice(Policy, case_sensitive=False),
+    help="On versions without a signature by a trusted key. Unset means warn when a key is trusted, else off.",
+)
 @click.option("--torch-threads", type=int, help="Threads of one operation on a CPU; unset means PyTorch's default.")
 def main(
-    registry: str,
     cache_dir: Path,
     cache_max_bytes: int,
     num_slots: int,
@@ -65,6 +86,8 @@ def main(
     max_batch_rows: int,
     max_queued_requests: int,
     max_size: int,
+    trusted_key_files: tuple[Path, ...],
+    signature_policy: Policy | None,
     torch_threads: int | None,
     **values: Any,
 ) -> None:
@@ -75,19 +98,21 @@ def main(
     engine = EngineConfig(num_slots=num_slots, max_rank=max_rank, max_batch_rows=max_batch_rows)
     cache = CacheConfig(folder=cache_dir, max_disk_bytes=cache_max_bytes)
     service = ServiceConfig(max_queued_requests=max_queued_requests, max_size=max_size)
-    asyncio.run(run(server_config(values), authority(values), registry, bases(values), engine, cache, service))
+    policy = signature_policy or (Policy.WARN if trusted_key_files else Policy.OFF)
+    verifier = Verifier.from_files(trusted_key_files, policy)
+    asyncio.run(run(values, bases(values), engine, cache, verifier, service))
 
 
 async def run(
-    listening: ServerConfig,
-    tokens: TokenAuthority,
-    registry_address: str,
+    values: dict[str, Any],
     folders: Mapping[str, Path],
     engine: EngineConfig,
     cache: CacheConfig,
+    verifier: Verifier,
     service: ServiceConfig,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; requests in flight are finished."""
+    """Serves until SIGTERM or SIGINT; requests in flight are finished. `values` are those of the shared options."""
+    registry, own_tokens = registry_endpoint(values), authority(values)
     models: dict[str, Model] = {}
 
     async def warm_up() -> None:
@@ -97,11 +122,19 @@ async def run(
         for model in models.values():
             await asyncio.to_thread(model.engine.stop)
 
-    with open_registry(registry_address, tokens) as connection:
-        servicer = InferenceServicer(models, AdapterCache(RegistryClient(connection), cache), service)
+    with (
+        open_registry(registry, own_tokens) as connection,
+        verified_by(registry, own_tokens, "inference") as random_tokens,
+    ):
+        servicer = InferenceServicer(models, AdapterCache(RegistryClient(connection), cache, verifier), service)
 
         def register(server: grpc.aio.Server) -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
 
-        server = Server(listening, tokens, inference_pb2.DESCRIPTOR.services_by_name["InferenceService"], register)
+        server = Server(
+            server_config(values),
+            authenticator(values, random_tokens),
+            [inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]],
+            register,
+        )
         await serve(server, warm_up=warm_up, shut_down=shut_down)

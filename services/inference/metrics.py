@@ -20,5 +20,10 @@ ADAPTER_LOADS = Counter(
     "Adapters by where they were found: slot, host, disk or registry. Requests that load one together count once.",
     ("source",),
 )
+SIGNATURE_CHECKS = Counter(
+    "atelier_inference_signature_checks_total",
+    "Versions that requests named, by what their signatures were found to be: valid, missing, invalid or off.",
+    ("result",),
+)
 SLOT_EVICTIONS = Counter("atelier_inference_slot_evictions_total", "Idle adapters that made room for others.")
 IMAGES = Counter("atelier_inference_images_total", "Images generated.")

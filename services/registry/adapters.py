@@ -1,85 +1,83 @@
-"""Tenants and adapters: what the requests mean, inside one transaction each."""
+"""Adapters: what people write about them, inside one transaction each.
+
+A deleted adapter is still answered by GetAdapter, until it is purged. Everything else about it is a
+FailedPreconditionError that says how to bring it back. `deletion` deletes, `retention` says which versions are kept.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from collections.abc import Sequence
+
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from atelier.errors import AlreadyExistsError, NotFoundError
+from atelier.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.rpc.names import ADAPTER, TENANT, VERSION, check_id, check_text
-from atelier.rpc.pages import parse_page
+from atelier.rpc.names import ADAPTER, TENANT, VERSION, check_id, check_text, shown
 from atelier.storage.database import to_timestamp, utc_now
-from atelier.storage.requests import earlier_result, remember
-from services.registry.tables import AdapterRow, FileRow, Request, new_etag
+from services.registry import policies
+from services.registry.tables import AdapterRow, TagRow, new_etag
 
 MAX_DESCRIPTION_CHARACTERS = 1000
-
-
-def get_tenant(session: Session, request: pb.GetTenantRequest) -> pb.Tenant:
-    """The caller's tenant."""
-    tenant = TENANT.parse(request.name, "name")["tenant"]
-    adapters = select(func.count()).select_from(AdapterRow).where(AdapterRow.tenant == tenant)
-    contents = select(FileRow.sha256, FileRow.size_bytes).where(FileRow.tenant == tenant).distinct().subquery()
-    stored_bytes = session.scalar(select(func.sum(contents.c.size_bytes)))
-    return pb.Tenant(
-        name=TENANT.format(), adapter_count=session.scalar(adapters) or 0, stored_bytes=int(stored_bytes or 0)
-    )
+MAX_TAGS = 64
+_UPDATABLE = ("description", "tags", "retention")
 
 
 def create(session: Session, request: pb.CreateAdapterRequest) -> pb.Adapter:
     """Creates an adapter."""
     tenant = TENANT.parse(request.parent, "parent")["tenant"]
     adapter_id = check_id(request.adapter_id, "adapter_id")
-    description = check_text(
-        request.adapter.description, "adapter.description", max_characters=MAX_DESCRIPTION_CHARACTERS
-    )
-    earlier = earlier_result(session, Request, tenant, request.request_id, request)
-    if earlier is not None:
-        return to_message(find(session, **ADAPTER.parse(earlier, "name")))
-    name = ADAPTER.format(adapter=adapter_id)
-    if session.get(AdapterRow, (tenant, adapter_id)) is not None:
-        raise AlreadyExistsError(
-            f"adapter_id: {name} is there already; choose another id, or publish a version of it",
-            reason="ADAPTER_EXISTS",
-            metadata={"adapter": name},
-        )
     row = AdapterRow(
-        tenant=tenant,
-        adapter_id=adapter_id,
-        description=description,
-        latest_number=0,
-        etag=new_etag(),
-        create_time=utc_now(),
+        tenant=tenant, adapter_id=adapter_id, last_number=0, latest_number=0, etag=new_etag(), create_time=utc_now()
     )
-    if not request.validate_only:
-        session.add(row)
-        remember(session, Request, tenant, request.request_id, request, name)
+    _write(row, request.adapter, _UPDATABLE)
+    taken = session.get(AdapterRow, (tenant, adapter_id))
+    if taken is not None:
+        raise _taken(taken)
+    session.add(row)
     return to_message(row)
 
 
 def get(session: Session, request: pb.GetAdapterRequest) -> pb.Adapter:
-    """One adapter."""
-    return to_message(find(session, **ADAPTER.parse(request.name, "name")))
+    """One adapter; a deleted one too."""
+    return to_message(find(session, *ADAPTER.parse(request.name, "name").values(), deleted=True))
 
 
-def list_page(session: Session, request: pb.ListAdaptersRequest) -> pb.ListAdaptersResponse:
-    """A page of the tenant's adapters, by name."""
-    tenant = TENANT.parse(request.parent, "parent")["tenant"]
-    page = parse_page(request.page_size, request.page_token, "adapters", tenant)
-    query = select(AdapterRow).where(AdapterRow.tenant == tenant, AdapterRow.adapter_id > page.after)
-    rows = session.scalars(query.order_by(AdapterRow.adapter_id).limit(page.size + 1)).all()
-    rows, token = page.cut(rows, key=lambda row: row.adapter_id)
-    return pb.ListAdaptersResponse(adapters=map(to_message, rows), next_page_token=token)
+def update(session: Session, request: pb.UpdateAdapterRequest) -> pb.Adapter:
+    """Changes what the mask names. Writing what is there already changes nothing."""
+    row = lock(session, *ADAPTER.parse(request.adapter.name, "adapter.name").values())
+    check_etag(row, request.adapter.etag, "adapter.etag")
+    _write(row, request.adapter, _masked(request.update_mask.paths))
+    if session.is_modified(row):
+        row.etag = new_etag()
+    return to_message(row)
 
 
-def find(session: Session, tenant: str, adapter: str) -> AdapterRow:
-    """The adapter's row."""
-    row = session.get(AdapterRow, (tenant, adapter))
-    if row is None:
-        name = ADAPTER.format(tenant=tenant, adapter=adapter)
-        raise NotFoundError(f"there is no {name}", reason="ADAPTER_NOT_FOUND", metadata={"adapter": name})
-    return row
+def find(session: Session, tenant: str, adapter: str, *, deleted: bool = False) -> AdapterRow:
+    """The adapter's row. One that is deleted only when `deleted` ones will do."""
+    return _checked(session.get(AdapterRow, (tenant, adapter)), tenant, adapter, deleted)
+
+
+def lock(session: Session, tenant: str, adapter: str, *, deleted: bool = False) -> AdapterRow:
+    """The same, locked and as it is now: nobody else changes the adapter, its versions or aliases until the end."""
+    own = (AdapterRow.tenant == tenant, AdapterRow.adapter_id == adapter)
+    query = select(AdapterRow).where(*own).with_for_update().execution_options(populate_existing=True)
+    return _checked(session.scalar(query), tenant, adapter, deleted)
+
+
+def check_etag(row: AdapterRow, etag: str, field: str) -> None:
+    """AbortedError unless the etag is the current one, or empty."""
+    if etag and etag != row.etag:
+        name = ADAPTER.format(tenant=row.tenant, adapter=row.adapter_id)
+        raise AbortedError(
+            f"{field}: {name} has changed since; read it again", reason="ETAG_MISMATCH", metadata={"adapter": name}
+        )
 
 
 def to_message(row: AdapterRow) -> pb.Adapter:
@@ -91,4 +89,62 @@ def to_message(row: AdapterRow) -> pb.Adapter:
         create_time=to_timestamp(row.create_time),
         latest_version=VERSION.format(**ids, version=str(row.latest_number)) if row.latest_number else "",
         etag=row.etag,
+        tags=sorted(tag.tag for tag in row.tags),
+        retention=policies.to_message(row),
+        delete_time=to_timestamp(row.delete_time),
+        purge_time=to_timestamp(row.purge_time),
+    )
+
+
+def _checked(row: AdapterRow | None, tenant: str, adapter: str, deleted: bool) -> AdapterRow:
+    name = ADAPTER.format(tenant=tenant, adapter=adapter)
+    if row is None:
+        raise NotFoundError(f"there is no {name}", reason="ADAPTER_NOT_FOUND", metadata={"adapter": name})
+    if row.delete_time is not None and not deleted:
+        raise FailedPreconditionError(
+            f"{name} is deleted; undelete it first", reason="ADAPTER_DELETED", metadata={"adapter": name}
+        )
+    return row
+
+
+def _masked(paths: Sequence[str]) -> Sequence[str]:
+    if list(paths) in ([], ["*"]):
+        return _UPDATABLE
+    for path in paths:
+        if path not in _UPDATABLE:
+            raise InvalidArgumentError(
+                "update_mask", f"names {shown(path)}; allowed are {', '.join(_UPDATABLE)}, or * alone for all"
+            )
+    return paths
+
+
+def _write(row: AdapterRow, adapter: pb.Adapter, fields: Sequence[str]) -> None:
+    if "description" in fields:
+        row.description = check_text(
+            adapter.description, "adapter.description", max_characters=MAX_DESCRIPTION_CHARACTERS
+        )
+    if "tags" in fields:
+        present = {tag.tag: tag for tag in row.tags}
+        row.tags = [present.get(tag) or TagRow(tag=tag) for tag in _checked_tags(adapter.tags)]
+    if "retention" in fields:
+        policies.write(row, policies.parse(adapter.retention, "adapter.retention"))
+
+
+def _checked_tags(tags: Sequence[str]) -> list[str]:
+    if len(tags) > MAX_TAGS:
+        raise InvalidArgumentError("adapter.tags", f"holds {len(tags)} tags; at most {MAX_TAGS} are allowed")
+    for index, tag in enumerate(tags):
+        check_id(tag, f"adapter.tags[{index}]")
+        if tag in tags[:index]:
+            raise InvalidArgumentError(f"adapter.tags[{index}]", f"is {tag} once more; each is allowed once")
+    return sorted(tags)
+
+
+def _taken(row: AdapterRow) -> AlreadyExistsError:
+    name = ADAPTER.format(tenant=row.tenant, adapter=row.adapter_id)
+    way_out = "undelete or purge it" if row.delete_time else "choose another id, or publish a version of it"
+    return AlreadyExistsError(
+        f"adapter_id: {name} is there already{', deleted' if row.delete_time else ''}; {way_out}",
+        reason="ADAPTER_EXISTS",
+        metadata={"adapter": name},
     )

@@ -1,29 +1,70 @@
 """What a version's files may be: safetensors, JSON, text and PNG; their bytes decide, not their names.
 
-Nothing is ever unpickled, decompressed or decoded into pixels here. A file passes when it has the structure of its
-kind from the first byte to the last; whether its numbers and pictures make sense is for those who load them.
+Nothing is ever unpickled, decompressed or decoded into pixels here, and nothing is written to a disk: a file is checked
+piece by piece while it arrives, in flat memory. It passes when it has the structure of its kind from the first byte to
+the last, all its numbers are finite, and it carries nothing that tells of its author: metadata other than diffusers'
+own and the text, time and camera chunks of PNG are refused. What a picture shows is for those who look at it.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from pathlib import PurePosixPath
+from typing import Any, NoReturn, Protocol
 
-from atelier.diffusion.safetensors_header import check_safetensors_header
+from atelier.diffusion.safetensors_header import PICKLE_STARTS, SafetensorsHeader
 from atelier.errors import InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.rpc.names import shown
+from services.registry.png import PngReader
+from services.registry.tensors import TensorReader
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 PICKLE_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".p", ".pickle", ".pk", ".pkl", ".pt", ".pt2", ".pth", ".zip"}
 )
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNK_OVERHEAD_BYTES = 12
+_ZIP_END = b"PK\x05\x06"
+_ZIP_END_BYTES = 22
+_MAX_ZIP_COMMENT_BYTES = 2**16 - 1
+
+
+class _Reader(Protocol):
+    """What a file's kind asks of its bytes."""
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Takes the next bytes; raises InvalidArgumentError as soon as they are known to be wrong."""
+
+    def finish(self) -> SafetensorsHeader | None:
+        """Checks that the file is whole."""
+
+
+class ContentCheck:
+    """The check of one file that arrives: `update` for each piece, cut anywhere, then `finish`.
+
+    Raises:
+        InvalidArgumentError: by either method, as soon as the bytes are known not to be of the kind that the name says.
+    """
+
+    def __init__(self, reader: _Reader, field: str) -> None:
+        self._reader = reader
+        self._field = field
+        self._tail = b""
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Checks the file's next bytes."""
+        self._reader.feed(piece)
+        keep = _ZIP_END_BYTES + _MAX_ZIP_COMMENT_BYTES
+        self._tail = (self._tail + bytes(piece[-keep:]))[-keep:]
+
+    def finish(self) -> SafetensorsHeader | None:
+        """Checks that the file is whole, and answers the header of one of tensors, None for another."""
+        header = self._reader.finish()
+        if _ends_as_zip(self._tail):
+            description = "ends as a zip archive does, and would be opened as one; archives are not accepted"
+            raise InvalidArgumentError(self._field, description, reason="PICKLE_REFUSED")
+        return header
 
 
 def check_kind(file: File, field: str) -> None:
@@ -32,8 +73,8 @@ def check_kind(file: File, field: str) -> None:
     if suffix.lower() in PICKLE_SUFFIXES:
         description = f"{shown(file.path)} is of a kind that can hold pickles; weights are accepted as safetensors only"
         raise InvalidArgumentError(f"{field}.path", description, reason="PICKLE_REFUSED")
-    if suffix not in _CHECKS:
-        description = f"{shown(file.path)} is of an unknown kind; allowed are {', '.join(_CHECKS)}"
+    if suffix not in _READERS:
+        description = f"{shown(file.path)} is of an unknown kind; allowed are {', '.join(_READERS)}"
         raise InvalidArgumentError(f"{field}.path", description, reason="FILE_KIND_REFUSED")
     limit = _MAX_BYTES.get(suffix)
     if limit is not None and file.size_bytes > limit:
@@ -41,66 +82,76 @@ def check_kind(file: File, field: str) -> None:
         raise InvalidArgumentError(f"{field}.size_bytes", description)
 
 
-def check_content(path: Path, file: File, field: str) -> None:
-    """Refuses a received file whose bytes are not of the kind that its name says. Blocks."""
-    _CHECKS[PurePosixPath(file.path).suffix](path, field)
+def open_check(file: File, field: str) -> ContentCheck:
+    """The check of a declared file, which `check_kind` has let pass; errors name `field`."""
+    return ContentCheck(_READERS[PurePosixPath(file.path).suffix](file.size_bytes, field), field)
 
 
-def _check_safetensors(path: Path, field: str) -> None:
-    check_safetensors_header(path, field=field)
+def _ends_as_zip(tail: bytes) -> bool:
+    """Whether the end record of a zip archive closes the file: readers of archives look for it from behind."""
+    start = tail.rfind(_ZIP_END)
+    while start >= 0:
+        comment_bytes = int.from_bytes(tail[start + _ZIP_END_BYTES - 2 : start + _ZIP_END_BYTES], "little")
+        if start + _ZIP_END_BYTES + comment_bytes == len(tail):
+            return True
+        start = tail.rfind(_ZIP_END, 0, start)
+    return False
 
 
-def _check_json(path: Path, field: str) -> None:
-    text = _text(path, field)
-    try:
-        json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        _refuse(field, "is not JSON (RFC 8259)")
+class _WholeText:
+    """A file of text, kept until it is whole: its kind has a limit."""
+
+    def __init__(self, size_bytes: int, field: str) -> None:
+        self._field = field
+        self._content = bytearray()
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        self._content += piece
+        if len(self._content) > MAX_TEXT_BYTES:
+            _refuse(self._field, f"has more than {MAX_TEXT_BYTES} bytes")
+
+    def finish(self) -> SafetensorsHeader | None:
+        if self._content.startswith(PICKLE_STARTS):
+            _refuse(self._field, "is a pickle or zip archive", reason="PICKLE_REFUSED")
+        try:
+            self._check(self._content.decode("utf-8"))
+        except UnicodeDecodeError:
+            _refuse(self._field, "is not UTF-8 text")
+        return None
+
+    def _check(self, text: str) -> None:
+        if "\0" in text:
+            _refuse(self._field, "is not text: it holds a NUL character")
 
 
-def _check_text(path: Path, field: str) -> None:
-    if "\0" in _text(path, field):
-        _refuse(field, "is not text: it holds a NUL character")
+class _WholeJson(_WholeText):
+    def _check(self, text: str) -> None:
+        try:
+            json.loads(text, parse_constant=_no_constant, object_pairs_hook=self._unique)
+        except (ValueError, RecursionError):
+            _refuse(self._field, "is not JSON (RFC 8259)")
 
-
-def _check_png(path: Path, field: str) -> None:
-    """Walks the chunks: IHDR first, correct checksums, nothing behind IEND (https://www.w3.org/TR/png-3/#5)."""
-    content = path.read_bytes()
-    if not content.startswith(_PNG_SIGNATURE):
-        _refuse(field, "is not a PNG image: it does not begin with the PNG signature")
-    kinds: list[bytes] = []
-    position = len(_PNG_SIGNATURE)
-    while position < len(content) and kinds[-1:] != [b"IEND"]:
-        end = position + _PNG_CHUNK_OVERHEAD_BYTES + int.from_bytes(content[position : position + 4])
-        if end > len(content) or zlib.crc32(content[position + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
-            _refuse(field, "is a damaged PNG image: a chunk is cut off or has a wrong checksum")
-        kinds.append(content[position + 4 : position + 8])
-        position = end
-    if kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND" or position != len(content):
-        _refuse(field, "is a damaged PNG image: it must begin with IHDR and end with IEND")
-
-
-def _text(path: Path, field: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        _refuse(field, "is not UTF-8 text")
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            _refuse(self._field, "has a JSON object with a key twice, which readers understand differently")
+        return result
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _refuse(field: str, description: str) -> NoReturn:
-    raise InvalidArgumentError(field, description, reason="CONTENT_MISMATCH")
+def _refuse(field: str, description: str, *, reason: str = "CONTENT_MISMATCH") -> NoReturn:
+    raise InvalidArgumentError(field, description, reason=reason)
 
 
-_CHECKS: Mapping[str, Callable[[Path, str], None]] = {
-    ".safetensors": _check_safetensors,
-    ".json": _check_json,
-    ".md": _check_text,
-    ".txt": _check_text,
-    ".png": _check_png,
+_READERS: Mapping[str, Callable[[int, str], _Reader]] = {
+    ".safetensors": TensorReader,
+    ".json": _WholeJson,
+    ".md": _WholeText,
+    ".txt": _WholeText,
+    ".png": PngReader,
 }
 _MAX_BYTES: Mapping[str, int] = {
     ".json": MAX_TEXT_BYTES,

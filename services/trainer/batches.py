@@ -16,7 +16,7 @@ from atelier.rpc.call import current_tenant
 from atelier.rpc.names import BATCH, JOB, TENANT, check_id, shown
 from atelier.rpc.pages import Page
 from atelier.storage.database import Database, to_timestamp
-from atelier.storage.requests import earlier_result, remember
+from atelier.storage.requests import perform
 from services.trainer.jobs import Jobs
 from services.trainer.tables import BatchRow, JobRow, TrainerRequest
 
@@ -36,20 +36,14 @@ class Batches:
         if not 1 <= len(request.jobs) <= MAX_JOBS:
             raise InvalidArgumentError("jobs", f"holds {len(request.jobs)} jobs; 1 to {MAX_JOBS} are allowed")
         batch_id = check_id(request.batch_id, "batch_id") if request.batch_id else f"batch-{uuid.uuid4().hex[:12]}"
-        tenant = current_tenant()
-        with self._database.transaction() as session:
-            earlier = earlier_result(session, TrainerRequest, tenant, request.request_id, request)
-            if earlier is not None:
-                return _with_jobs(session, _find(session, earlier))
-            batch = BatchRow(tenant=tenant, batch_id=batch_id)
+
+        def work(session: Session) -> pb.Batch:
+            batch = BatchRow(tenant=current_tenant(), batch_id=batch_id)
             batch.jobs = [self._jobs.checked_row(session, job, f"jobs[{i}]") for i, job in enumerate(request.jobs)]
             _add(session, batch)
-            answer = _with_jobs(session, batch)
-            if request.validate_only:
-                session.rollback()
-            else:
-                remember(session, TrainerRequest, tenant, request.request_id, request, answer.name)
-            return answer
+            return _with_jobs(session, batch)
+
+        return perform(self._database, TrainerRequest, request, pb.Batch, work)
 
     def get(self, name: str) -> pb.Batch:
         """One batch by its full name."""

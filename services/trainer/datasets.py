@@ -25,7 +25,7 @@ from atelier.rpc.pages import Page
 from atelier.rpc.uploads import check_files, receive_files
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database, to_timestamp
-from atelier.storage.requests import earlier_result, remember
+from atelier.storage.requests import earlier_answer, perform
 from services.trainer.image_checks import image_facts
 from services.trainer.images import MAX_FILE_BYTES, open_mask, open_upright
 from services.trainer.tables import DatasetRow, TrainerRequest
@@ -49,24 +49,20 @@ class Datasets:
         self._blobs = blobs
         self._spool_folder = spool_folder
 
-    def check_spec(self, spec: pb.CreateDatasetSpec) -> None:
-        """Refuses what is wrong before any byte has come, a taken name included."""
-        TENANT.parse(spec.parent, "spec.parent")
-        check_id(spec.dataset_id, "spec.dataset_id")
-        images = spec.dataset.images
-        if not 1 <= len(images) <= MAX_IMAGES:
-            raise InvalidArgumentError(_FIELD, f"holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
-        uploads = _uploads(images)
-        with _naming_fields(images):
-            check_files([file for _, file in uploads], _FILES, max_file_bytes=MAX_FILE_BYTES)
-        for field, file in uploads:
-            if "/" in file.path:
-                raise InvalidArgumentError(f"{field}.path", f"is {shown(file.path)}; allowed is a plain file name")
-        for index, image in enumerate(images):
-            check_text(image.caption, f"{_FIELD}[{index}].caption", max_characters=MAX_CAPTION_CHARACTERS)
+    def begin(self, spec: pb.CreateDatasetSpec) -> pb.Dataset | None:
+        """Refuses what is wrong before any byte has come, a taken name included.
+
+        Answers at once what needs no bytes: a request that was carried out before, or one that is `validate_only`.
+        """
+        _check_spec(spec)
         with self._database.transaction(read_only=True) as session:
-            if earlier_result(session, TrainerRequest, current_tenant(), spec.request_id, spec) is None:
-                _refuse_taken(session, spec.dataset_id)
+            earlier = earlier_answer(session, TrainerRequest, spec, pb.Dataset)
+            if earlier is not None:
+                return earlier
+            _refuse_taken(session, spec.dataset_id)
+        if spec.validate_only:
+            return pb.Dataset(name=DATASET.format(dataset=spec.dataset_id), images=spec.dataset.images)
+        return None
 
     async def receive(self, spec: pb.CreateDatasetSpec, pieces: AsyncIterator[bytes]) -> pb.Dataset:
         """Takes the images and masks in and creates the dataset."""
@@ -81,19 +77,17 @@ class Datasets:
         images = [_image_record(image, arrived, f"{_FIELD}[{i}]") for i, image in enumerate(spec.dataset.images)]
         for path, (_, file) in zip(paths, uploads, strict=True):
             self._blobs.put_content(path, file.sha256)
-        tenant = current_tenant()
-        with self._database.transaction() as session:
-            earlier = earlier_result(session, TrainerRequest, tenant, spec.request_id, spec)
-            if earlier is not None:
-                return to_proto(find(session, earlier))
-            row = DatasetRow(tenant=tenant, dataset_id=spec.dataset_id, digest=_digest(images), images=images)
+
+        def work(session: Session) -> pb.Dataset:
+            row = DatasetRow(tenant=current_tenant(), dataset_id=spec.dataset_id, digest=_digest(images), images=images)
             session.add(row)
             try:
                 session.flush()
             except IntegrityError as error:
                 raise _taken(spec.dataset_id) from error
-            remember(session, TrainerRequest, tenant, spec.request_id, spec, DATASET.format(dataset=row.dataset_id))
             return to_proto(row)
+
+        return perform(self._database, TrainerRequest, spec, pb.Dataset, work)
 
     def get(self, name: str) -> pb.Dataset:
         """One dataset by its full name."""
@@ -141,6 +135,22 @@ def to_proto(row: DatasetRow) -> pb.Dataset:
         digest=row.digest,
         create_time=to_timestamp(row.create_time),
     )
+
+
+def _check_spec(spec: pb.CreateDatasetSpec) -> None:
+    TENANT.parse(spec.parent, "spec.parent")
+    check_id(spec.dataset_id, "spec.dataset_id")
+    images = spec.dataset.images
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise InvalidArgumentError(_FIELD, f"holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
+    uploads = _uploads(images)
+    with _naming_fields(images):
+        check_files([file for _, file in uploads], _FILES, max_file_bytes=MAX_FILE_BYTES)
+    for field, file in uploads:
+        if "/" in file.path:
+            raise InvalidArgumentError(f"{field}.path", f"is {shown(file.path)}; allowed is a plain file name")
+    for index, image in enumerate(images):
+        check_text(image.caption, f"{_FIELD}[{index}].caption", max_characters=MAX_CAPTION_CHARACTERS)
 
 
 def _uploads(images: Sequence[pb.DatasetImage]) -> list[tuple[str, File]]:

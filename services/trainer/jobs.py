@@ -19,7 +19,7 @@ from atelier.rpc.call import current_tenant
 from atelier.rpc.names import BATCH, DATASET, JOB, MAX_PROMPT_CHARACTERS, TENANT, check_id, check_text, shown
 from atelier.rpc.pages import Page
 from atelier.storage.database import Database, to_timestamp, utc_now
-from atelier.storage.requests import earlier_result, remember
+from atelier.storage.requests import perform
 from services.trainer import concepts, datasets
 from services.trainer.concepts import CheckedConcept, check_concept_count, check_concepts
 from services.trainer.image_checks import ConceptImages, check_images
@@ -54,21 +54,15 @@ class Jobs:
         TENANT.parse(request.parent, "parent")
         if request.job_id:
             check_id(request.job_id, "job_id")
-        tenant = current_tenant()
-        with self._database.transaction() as session:
-            earlier = earlier_result(session, TrainerRequest, tenant, request.request_id, request)
-            if earlier is not None:
-                return to_proto(find(session, earlier))
+
+        def work(session: Session) -> pb.Job:
             row = self.checked_row(session, request.job, "job")
             if request.job_id:
                 row.job_id = request.job_id
             add_rows(session, [row])
-            answer = to_proto(row)
-            if request.validate_only:
-                session.rollback()
-            else:
-                remember(session, TrainerRequest, tenant, request.request_id, request, answer.name)
-            return answer
+            return to_proto(row)
+
+        return perform(self._database, TrainerRequest, request, pb.Job, work)
 
     def checked_row(self, session: Session, job: pb.Job, field: str) -> JobRow:
         """A row for a job that passed every check; not yet in the session. `field` is where the request holds it."""
@@ -126,10 +120,11 @@ class Jobs:
             rows, token = page.cut(rows, key=lambda row: row.id)
             return pb.ListJobsResponse(jobs=map(to_proto, rows), next_page_token=token)
 
-    def cancel(self, name: str) -> pb.Job:
+    def cancel(self, request: pb.CancelJobRequest) -> pb.Job:
         """Asks a job to stop: at once while it waits, at its worker's next step while it runs."""
-        with self._database.transaction() as session:
-            row = find(session, name, lock=True)
+
+        def work(session: Session) -> pb.Job:
+            row = find(session, request.name, lock=True)
             if row.state in (*TERMINAL, State.CANCELLING):
                 raise errors.FailedPreconditionError(
                     f"name: the job is {row.state}; only a QUEUED or RUNNING one can be cancelled",
@@ -141,6 +136,8 @@ class Jobs:
             else:
                 row.state = State.CANCELLING
             return to_proto(row)
+
+        return perform(self._database, TrainerRequest, request, pb.Job, work)
 
 
 def find(session: Session, name: str, *, lock: bool = False) -> JobRow:

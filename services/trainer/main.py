@@ -16,10 +16,13 @@ from atelier.pb.trainer.v1 import trainer_pb2
 from atelier.pb.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from atelier.rpc.logs import configure_logging
 from atelier.rpc.options import (
+    authenticator,
     authority,
     base_option,
     bases,
     named_folders,
+    registry_endpoint,
+    registry_options,
     s3_config,
     s3_options,
     server_config,
@@ -27,6 +30,7 @@ from atelier.rpc.options import (
     spool_option,
 )
 from atelier.rpc.server import Server, serve
+from atelier.rpc.tokens import verified_by
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database
 from services.trainer.batches import Batches
@@ -49,7 +53,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 @spool_option
 @base_option
 @click.option("--database-url", required=True, help="SQLAlchemy URL of the trainer's database.")
-@click.option("--registry", required=True, help="host:port of the registry, as the workers reach it.")
+@registry_options
 @click.option("--scorer", multiple=True, metavar="NAME=PATH", help="A base model's CLIP scorer; none means no scores.")
 @click.option("--dino", type=click.Path(exists=True, path_type=Path), help="A DINO model's folder, for more scores.")
 @click.option("--ray-address", required=True, help="host:port of the Ray cluster.")
@@ -65,7 +69,7 @@ def main(**values: Any) -> None:
 async def _serve(values: dict[str, Any]) -> None:
     database = Database(values["database_url"], MIGRATIONS)
     await asyncio.to_thread(database.migrate)
-    s3 = s3_config(values)
+    s3, registry, own_tokens = s3_config(values), registry_endpoint(values), authority(values)
     blobs = BlobStore(s3)
     files = JobFiles(blobs)
     models = bases(values)
@@ -78,21 +82,22 @@ async def _serve(values: dict[str, Any]) -> None:
         scorers=named_folders(values["scorer"], "--scorer"),
         dino=values["dino"],
         s3=s3,
-        registry=values["registry"],
+        registry=registry,
         torch_threads=values["torch_threads"],
     )
     config = SchedulerConfig(
         ray_address=values["ray_address"], num_workers=values["workers"], gpus_per_worker=values["gpus_per_worker"]
     )
-    scheduler = Scheduler(config, worker, Queue(database), Sweeper(database, files), authority(values))
+    scheduler = Scheduler(config, worker, Queue(database), Sweeper(database, files), own_tokens)
 
     async def warm_up() -> None:
         scheduler.start()
 
-    server = Server(
-        server_config(values),
-        authority(values),
-        trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],
-        lambda target: add_TrainerServiceServicer_to_server(servicer, target),
-    )
-    await serve(server, warm_up=warm_up, shut_down=scheduler.stop)
+    with verified_by(registry, own_tokens, "trainer") as random_tokens:
+        server = Server(
+            server_config(values),
+            authenticator(values, random_tokens),
+            [trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"]],
+            lambda target: add_TrainerServiceServicer_to_server(servicer, target),
+        )
+        await serve(server, warm_up=warm_up, shut_down=scheduler.stop)

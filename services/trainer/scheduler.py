@@ -19,6 +19,7 @@ import structlog
 
 from atelier import errors
 from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import OPERATOR, PUBLISHER
 from services.trainer.queue import Assignment, LeaseLostError, Queue
 from services.trainer.running import RunningJob
 from services.trainer.sweeper import Sweeper
@@ -121,7 +122,9 @@ class Scheduler:
     async def _run(self, worker: Any, claim: Assignment) -> bool:
         """Runs one job to its end or back into the queue. Returns whether the worker is still good."""
         job = RunningJob(self._queue, self._in_thread, worker, claim)
-        token = self._authority.issue(tenant=claim.tenant, subject="trainer", lifetime_seconds=TOKEN_SECONDS)
+        token = self._authority.issue(
+            tenant=claim.tenant, subject="trainer", scopes=[PUBLISHER, OPERATOR], lifetime_seconds=TOKEN_SECONDS
+        )
         reporter = asyncio.create_task(job.keep_reporting())
         _log.info("job begins", job=claim.name, attempt=claim.attempt, from_step=claim.checkpoint_step)
         try:

@@ -38,7 +38,9 @@ class TrainerServicer(TrainerServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("content") != "spec":
             raise InvalidArgumentError("spec", "must be the first message of the stream")
-        await asyncio.to_thread(self._datasets.check_spec, first.spec)
+        answer = await asyncio.to_thread(self._datasets.begin, first.spec)
+        if answer is not None:
+            return answer
         return await self._datasets.receive(first.spec, data_pieces(request_iterator))
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: ServicerContext) -> pb.Dataset:
@@ -63,7 +65,7 @@ class TrainerServicer(TrainerServiceServicer):
             yield response
 
     def CancelJob(self, request: pb.CancelJobRequest, context: ServicerContext) -> pb.Job:
-        return self._jobs.cancel(request.name)
+        return self._jobs.cancel(request)
 
     def CreateBatch(self, request: pb.CreateBatchRequest, context: ServicerContext) -> pb.Batch:
         return self._batches.create(request)

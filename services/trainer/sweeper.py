@@ -1,7 +1,8 @@
-"""Deletes the files in S3 that jobs need no more: replaced checkpoints and previews, and every checkpoint at the end.
+"""Deletes what nobody needs any more: of jobs replaced checkpoints and previews and, at the end, every checkpoint; and
+the answers of old requests.
 
-What is to be deleted follows from the job's row alone, so a sweep that was missed or cut off is made up for by the
-next one, of this trainer or another.
+Which files are to be deleted follows from the job's row alone, so a sweep that was missed or cut off is made up for by
+the next one, of this trainer or another.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import or_, select, update
 
-from atelier.storage.database import Database
+from atelier.storage.database import Database, utc_now
+from atelier.storage.requests import KEPT, forget_old
 from services.trainer.job_files import JobFiles
-from services.trainer.tables import TERMINAL, JobRow
+from services.trainer.tables import TERMINAL, JobRow, TrainerRequest
 
 _JOBS_A_SWEEP = 200
 
@@ -26,7 +28,7 @@ class _Due:
 
 
 class Sweeper:
-    """Keeps S3 free of what jobs have left behind."""
+    """Keeps S3 and the database free of what has been left behind."""
 
     def __init__(self, database: Database, files: JobFiles) -> None:
         self._database = database
@@ -41,6 +43,8 @@ class Sweeper:
             swept = {"swept_step": max(job.checkpoint_step, job.preview_step), "is_swept": job.ended}
             with self._database.transaction() as session:
                 session.execute(update(JobRow).where(JobRow.uid == job.uid).values(**swept))
+        with self._database.transaction() as session:
+            forget_old(session, TrainerRequest, utc_now() - KEPT)
 
     def _due(self) -> list[_Due]:
         is_behind = or_(JobRow.checkpoint_step > JobRow.swept_step, JobRow.preview_step > JobRow.swept_step)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from atelier import errors
+from atelier.client.connection import Endpoint
 from atelier.rpc.logs import configure_logging
 from atelier.rpc.status import to_status
 from atelier.storage.blobs import BlobStore, S3Config
@@ -54,8 +55,8 @@ class WorkerConfig:
     dino: Path | None
     """A DINO model, with which jobs that have a scorer are scored too."""
     s3: S3Config
-    registry: str
-    """`host:port`."""
+    registry: Endpoint
+    """Its files are read where the worker runs."""
     torch_threads: int
 
 
@@ -160,7 +161,8 @@ class TrainingWorker:
                 evaluated = event
             if isinstance(event, Finished):
                 yield Publishing()
-                version = publish(self._config.registry, token, assignment, event.files, evaluated)
+                folder = self._config.bases[assignment.base_name]
+                version = publish(self._config.registry, token, assignment, folder, event.files, evaluated)
                 yield Published(version=version)
                 return  # nothing that comes later, a cancel least of all, undoes a publication
             yield self._stored(assignment.uid, event)

@@ -10,11 +10,42 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from atelier.diffusion.base_layers import name_in_files
 from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription, Component, Layer
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+WORDS = "learned_embeds.safetensors"
 BASE_DIGEST = "sha256:" + "ab" * 32
+BASE_WIDTH = 512
+"""Inputs and outputs of the fake base's attention layers: a rank of one of them has 4,096 bytes."""
+MAX_RANK = 1024
+
+
+def fake_base() -> BaseModelDescription:
+    """The base model of `version()`: layers as Stable Diffusion names them, and no weights anywhere."""
+    blocks = [f"down_blocks.{i // 4}.attentions.{i % 4}.transformer_blocks.0" for i in range(16)]
+    square = [
+        Layer(name=f"{block}.{attention}.{projection}", weight_shape=[BASE_WIDTH, BASE_WIDTH])
+        for block in blocks
+        for attention in ("attn1", "attn2")
+        for projection in ("to_q", "to_k", "to_v", "to_out.0")
+    ]
+    convolution = Layer(name="mid_block.resnets.0.conv1", weight_shape=[64, 32, 3, 3])
+    text = [
+        Layer(name=f"encoder.layers.{i}.self_attn.{projection}_proj", weight_shape=[48, 48])
+        for i in range(2)
+        for projection in ("q", "k", "v", "out")
+    ]
+    return BaseModelDescription(
+        base_model=BaseModel(model="emoji-sd", digest=BASE_DIGEST),
+        family="stable-diffusion",
+        components=[
+            Component(component="unet", layers=[*square, convolution]),
+            Component(component="text_encoder", layers=text, embedding_size=48),
+        ],
+    )
 
 
 def version(**fields: Any) -> pb.Version:
@@ -29,13 +60,55 @@ def version(**fields: Any) -> pb.Version:
 
 
 def adapter_files(seed: int = 0, *, weights_bytes: int = 4096) -> dict[str, bytes]:
-    """Path to bytes of a complete adapter; another seed gives other weights."""
+    """Path to bytes of a complete adapter of the fake base; another seed gives other weights.
+
+    Args:
+        weights_bytes: of the tensors, rounded up to full ranks.
+    """
     return {
         "README.md": "# A fox – für alle\n".encode(),
         "recipe.json": b'{"steps": 100}',
         "samples/0.png": png(),
-        WEIGHTS: safetensors({"unet.lora_A": (weights_bytes // 4,)}, seed=seed),
+        WEIGHTS: safetensors(_low_rank_of(weights_bytes), seed=seed),
     }
+
+
+def low_rank(shapes: Mapping[str, Sequence[int]], *, rank: int, dora: bool = False) -> dict[str, tuple[int, ...]]:
+    """The tensors' shapes of an adapter file, by name.
+
+    Args:
+        shapes: of the layers' weights, by component and layer, such as `unet.mid_block.resnets.0.conv1`.
+        dora: with magnitudes.
+    """
+    tensors: dict[str, tuple[int, ...]] = {}
+    for path, (out, *inner) in shapes.items():
+        component, _, layer = path.partition(".")
+        key = f"{component}.{name_in_files(layer)}"
+        ones = (1,) * (len(inner) - 1)
+        tensors[f"{key}.lora_A.weight"] = (rank, *inner)
+        tensors[f"{key}.lora_B.weight"] = (out, rank, *ones)
+        if dora:
+            tensors[f"{key}.lora_magnitude_vector.weight"] = (1, out, *ones) if ones else (out,)
+    return tensors
+
+
+def layer_shapes(base: BaseModelDescription) -> dict[str, Sequence[int]]:
+    """The shapes of all layers of a base model, by component and layer."""
+    return {
+        f"{component.component}.{layer.name}": layer.weight_shape
+        for component in base.components
+        for layer in component.layers
+    }
+
+
+def _low_rank_of(weights_bytes: int) -> dict[str, tuple[int, ...]]:
+    """As many of the fake base's square layers as it takes, of up to the highest rank."""
+    squares = [path for path, shape in layer_shapes(fake_base()).items() if list(shape) == [BASE_WIDTH] * 2]
+    ranks = -(-weights_bytes // (2 * 4 * BASE_WIDTH))
+    tensors: dict[str, tuple[int, ...]] = {}
+    for path, start in zip(squares, range(0, ranks, MAX_RANK), strict=False):
+        tensors |= low_rank({path: (BASE_WIDTH, BASE_WIDTH)}, rank=min(MAX_RANK, ranks - start))
+    return tensors
 
 
 def safetensors(shapes: Mapping[str, Sequence[int]], *, seed: int = 0) -> bytes:

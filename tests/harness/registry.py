@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from atelier.client.base_models import BaseModelClient
+from atelier.local.process import wait_until
+from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription
 from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import OPERATOR
 from atelier.storage.blobs import S3Config
+from tests.harness.files import fake_base
 from tests.harness.service import ServiceProcess
 
 BUCKET = "atelier"
 """For all servers of a run: SeaweedFS sets several volumes of its few aside for every bucket."""
+OPERATOR_TENANT = "operators"
 
 
 class RegistryServer(ServiceProcess):
-    """A registry whose database, log and unfinished uploads are in `folder`.
+    """A registry whose database and log are in `folder`.
 
     Args:
         folder: the same folder again brings the same registry back.
@@ -24,20 +30,32 @@ class RegistryServer(ServiceProcess):
     """
 
     def __init__(self, folder: Path, s3: S3Config, key_file: Path, options: Mapping[str, object] | None = None) -> None:
-        self.spool_folder = folder / "spool"
         self.s3 = s3
         every = {
             "database-url": f"sqlite:///{folder / 'registry.db'}",
-            "spool-folder": self.spool_folder,
+            "spool-folder": folder / "spool",
             "s3-endpoint": s3.endpoint,
             "s3-bucket": s3.bucket,
             "s3-access-key": s3.access_key,
             "signing-key-file": key_file,
             **(options or {}),
         }
+        self.database_url = str(every["database-url"])
         env = {"ATELIER_REGISTRY_S3_SECRET_KEY": s3.secret_key}
         super().__init__("services.registry", folder, TokenAuthority.from_file(key_file), every, env)
 
-    def unfinished_uploads(self) -> list[Path]:
-        """The temporary folders of uploads that go on now."""
-        return list(self.spool_folder.iterdir())
+    def start(self) -> None:
+        """Starts the process, waits until it serves, and tells it of the base model of `files.version()`."""
+        super().start()
+        self.register(fake_base())
+
+    def register(self, base_model: BaseModelDescription) -> BaseModelDescription:
+        """Tells the registry of a base model, as its operator."""
+        with self.connect(OPERATOR_TENANT, OPERATOR) as connection:
+            return BaseModelClient(connection).register(base_model)
+
+    def wait_for_upload(self) -> None:
+        """Returns when a PublishVersion call is being served."""
+        labels = 'grpc_method="PublishVersion",grpc_service="atelier.registry.v1.RegistryService"'
+        name = f"grpc_server_in_progress{{{labels}}}"
+        wait_until(lambda: self.metrics().get(name, 0) > 0, timeout_seconds=30, what="the upload has begun")

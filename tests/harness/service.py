@@ -15,7 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from atelier.client import Connection
 from atelier.local.process import ManagedProcess, free_ports, wait_until
+from atelier.pb.common.v1.common_pb2 import Scope
 from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import ADMIN
 
 START_SECONDS = 60.0
 TOKEN_SECONDS = 3600.0
@@ -74,13 +76,15 @@ class ServiceProcess:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.stop()
 
-    def connect(self, tenant: str) -> Connection:
+    def connect(self, tenant: str, *scopes: Scope) -> Connection:
         """A connection with a fresh token for the tenant; close it after use."""
-        return Connection(self.address, self.token(tenant))
+        return Connection(self.address, self.token(tenant, *scopes))
 
-    def token(self, tenant: str) -> str:
-        """A token for the tenant."""
-        return self._authority.issue(tenant=tenant, subject="test", lifetime_seconds=TOKEN_SECONDS)
+    def token(self, tenant: str, *scopes: Scope) -> str:
+        """A token for the tenant that allows `scopes`: everything of a tenant's own, unless given."""
+        return self._authority.issue(
+            tenant=tenant, subject="test", scopes=scopes or (ADMIN,), lifetime_seconds=TOKEN_SECONDS
+        )
 
     def metrics(self) -> dict[str, float]:
         """Every sample on the Prometheus port, by name and labels as they are written there."""

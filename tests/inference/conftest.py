@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from atelier.client import InferenceClient
+from atelier.diffusion.base_layers import describe_base
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.pb.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from atelier.signing import public_key_path
 from tests.harness.inference import EMOJI_SD, InferenceServer
 from tests.harness.registry import RegistryServer
 
@@ -28,15 +30,24 @@ def base() -> StableDiffusion:
 
 @pytest.fixture(scope="session")
 def inference_server(
-    registry_server: RegistryServer, signing_key_file: Path, tmp_path_factory: pytest.TempPathFactory
+    registry_server: RegistryServer,
+    signing_key_file: Path,
+    manifest_key_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[InferenceServer]:
-    """The service's process, with room for three adapters and four images under guidance at once."""
+    """The service's process, with room for three adapters and four images under guidance at once.
+
+    The registry knows its base model, and signs what it requires to be signed.
+    """
+    registry_server.register(describe_base(EMOJI_SD, "emoji-sd"))
     options = {
         "num-slots": NUM_SLOTS,
         "max-rank": 16,
         "max-batch-rows": MAX_BATCH_ROWS,
         "max-queued-requests": MAX_QUEUED_REQUESTS,
         "max-size": 256,
+        "trusted-key-file": public_key_path(manifest_key_file),
+        "signature-policy": "require",
     }
     folder = tmp_path_factory.mktemp("inference")
     server = InferenceServer(folder, registry_server.address, signing_key_file, options)

@@ -21,6 +21,7 @@ from atelier.pb.registry.v1 import registry_pb2
 from atelier.rpc.call import Call, set_call
 from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.status import from_rpc_error
+from atelier.signing import Policy, Verifier
 from services.inference.adapters import RESOLVE_THREADS, AdapterCache, CacheConfig, open_registry
 from services.inference.engine import Engine, EngineConfig
 from tests.harness.inference import InferenceServer, request
@@ -88,7 +89,9 @@ def test_a_download_that_stalls_is_given_up_at_both_ends(
     async def load(connection: Connection) -> None:
         set_call(Call(tenant="t", subject="test", correlation_id="test-test"))
         config = CacheConfig(folder=tmp_path, download_seconds=0.5)
-        await AdapterCache(RegistryClient(connection), config).load(version, engine, field="adapters[0]")
+        await AdapterCache(RegistryClient(connection), config, Verifier([], Policy.OFF)).load(
+            version, engine, field="adapters[0]"
+        )
 
     registry = ScaffoldServer(authority, {"DownloadFile": stall})
     with open_registry(registry.address, authority) as connection, pytest.raises(UnavailableError) as caught:

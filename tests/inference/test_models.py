@@ -9,6 +9,7 @@ import pytest
 
 from atelier.client import Connection, RegistryClient
 from atelier.errors import InvalidArgumentError, UnavailableError
+from atelier.signing import Policy, Verifier
 from services.inference.adapters import AdapterCache, CacheConfig
 from services.inference.engine import EngineConfig
 from services.inference.models import load_models
@@ -32,7 +33,7 @@ def test_without_any_that_is_served_there_is_none(tmp_path: Path) -> None:
 
 def test_a_service_without_any_says_so(tmp_path: Path) -> None:
     with Connection("127.0.0.1:1", "token") as connection:
-        cache = AdapterCache(RegistryClient(connection), CacheConfig(folder=tmp_path))
+        cache = AdapterCache(RegistryClient(connection), CacheConfig(folder=tmp_path), Verifier([], Policy.OFF))
         servicer = InferenceServicer({}, cache, ServiceConfig())
         answers = servicer.Generate(request(), None)  # it does not come so far
 

@@ -10,20 +10,22 @@ import pytest
 
 from atelier.client import InferenceClient, RegistryClient
 from atelier.diffusion.base import Base
+from atelier.diffusion.base_layers import describe_base
 from atelier.errors import AtelierError, UnavailableError
 from atelier.local.process import wait_until
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.inference.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.harness.inference import InferenceServer, publish, random_factors, request
+from tests.harness.inference import EMOJI_SD, InferenceServer, publish, random_factors, request
 from tests.harness.registry import RegistryServer
 from tests.harness.service import health
 
 
 @pytest.fixture
 def own_registry(seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path) -> Iterator[RegistryServer]:
-    """A registry of the test's own, to stop and start."""
+    """A registry of the test's own, to stop and start, which knows the base model."""
     server = RegistryServer(tmp_path / "registry", seaweedfs.s3_config("restart"), signing_key_file)
     server.start()
+    server.register(describe_base(EMOJI_SD, "emoji-sd"))
     yield server
     server.stop()
 

@@ -1,80 +1,70 @@
-"""Every RPC of the service: no credential, no answer; no tenant reaches another one's resources."""
+"""Every RPC of the registry: no credential, no answer; no scope, no answer; no tenant reaches another one's."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import grpc
 import jwt
 import pytest
+from google.protobuf.descriptor import MethodDescriptor
 
 from atelier.client import RegistryClient
-from atelier.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
-from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.errors import UnauthenticatedError
 from atelier.rpc.identity import TokenAuthority
-from tests.harness.calls import call
+from atelier.rpc.scopes import READER
+from tests.harness import access
+from tests.harness.calls import MAY_BE_EMPTY, OF_NO_TENANT, REGISTRY, call, methods, request_for
 from tests.harness.files import adapter_files, version
 from tests.harness.registry import RegistryServer
-from tests.registry.uploads import declared
 
-SERVICE = pb.DESCRIPTOR.services_by_name["RegistryService"]
-METHOD_NAMES = list(SERVICE.methods_by_name)
-
-
-def request_for(method: str, tenant: str) -> Any:
-    """A well-formed request about a tenant's adapter `fox`."""
-    parent = f"tenants/{tenant}"
-    fox = f"{parent}/adapters/fox"
-    spec = pb.PublishVersionSpec(parent=fox, version=version(files=declared(adapter_files())))
-    requests = [
-        pb.GetTenantRequest(name=parent),
-        pb.CreateAdapterRequest(parent=parent, adapter_id="fox"),
-        pb.GetAdapterRequest(name=fox),
-        pb.ListAdaptersRequest(parent=parent),
-        pb.PublishVersionRequest(spec=spec),
-        pb.GetVersionRequest(name=f"{fox}/versions/1"),
-        pb.ListVersionsRequest(parent=fox),
-        pb.ResolveVersionRequest(adapter=fox),
-        pb.DownloadFileRequest(version=f"{fox}/versions/1", path="README.md"),
-        pb.UpdateAliasRequest(alias=pb.Alias(name=f"{fox}/aliases/prod", version=f"{fox}/versions/1")),
-        pb.GetAliasRequest(name=f"{fox}/aliases/prod"),
-        pb.ListAliasesRequest(parent=fox),
-    ]
-    return next(request for request in requests if request.DESCRIPTOR.name == f"{method}Request")
+METHODS = methods(REGISTRY)
+LIST_ADAPTERS = REGISTRY[0].methods_by_name["ListAdapters"]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
-def list_adapters(channel: grpc.Channel, authorization: str) -> None:
-    """Asks for the adapters with this header."""
-    request = request_for("ListAdapters", "-")
-    call(RegistryServiceStub(channel), SERVICE, "ListAdapters", request, [("authorization", authorization)])
+def test_every_registered_service_is_walked(registry_server: RegistryServer) -> None:
+    access.check_all_are_walked(registry_server, METHODS)
 
 
-def forged(**claims: object) -> str:
-    """A token that somebody without the key has made."""
-    usual = {"iss": "atelier", "sub": "x", "tenant": "acme", "exp": time.time() + 60}
-    return jwt.encode({**usual, **claims}, "k" * 64, algorithm="HS256")
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_call_without_a_token_is_unauthenticated(registry_server: RegistryServer, method: str) -> None:
-    with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError) as caught:
-        call(RegistryServiceStub(channel), SERVICE, method, request_for(method, "-"))
-    assert caught.value.reason == "TOKEN_MISSING"
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_name_of_another_tenant_is_denied_whether_or_not_it_exists(
-    registry_server: RegistryServer, registry: RegistryClient, tenant: str, method: str
+@every_method
+def test_call_without_a_credential_is_unauthenticated(
+    registry_server: RegistryServer, method: MethodDescriptor
 ) -> None:
+    access.check_credential_is_needed(registry_server, method)
+
+
+@pytest.fixture
+def fox(registry: RegistryClient) -> None:
+    """The test's tenant has what the requests are about."""
     registry.create_adapter("fox")
     registry.publish("fox", version(), adapter_files())
     registry.set_alias("fox", "prod", "1")
-    with registry_server.connect("stranger") as connection:
-        for owner in (tenant, "nobody"):
-            with pytest.raises(PermissionDeniedError):
-                call(RegistryServiceStub(connection.channel), SERVICE, method, request_for(method, owner))
+
+
+@every_method
+def test_too_weak_a_credential_is_denied_before_anything_is_looked_at(
+    registry_server: RegistryServer, fox: None, tenant: str, method: MethodDescriptor
+) -> None:
+    access.check_scope_is_needed(registry_server, method, tenant)
+
+
+@pytest.mark.parametrize(
+    "method", [each for each in METHODS if each.name not in OF_NO_TENANT], ids=lambda method: method.name
+)
+def test_name_of_another_tenant_is_denied_whether_or_not_it_exists(
+    registry_server: RegistryServer, fox: None, tenant: str, method: MethodDescriptor
+) -> None:
+    access.check_tenants_are_apart(registry_server, method, tenant)
+
+
+@pytest.mark.parametrize(
+    "method", [each for each in METHODS if each.name not in MAY_BE_EMPTY], ids=lambda method: method.name
+)
+def test_empty_request_is_an_invalid_argument(
+    registry_server: RegistryServer, tenant: str, method: MethodDescriptor
+) -> None:
+    access.check_empty_request_is_refused(registry_server, method, tenant)
 
 
 def test_same_names_of_two_tenants_are_two_adapters(
@@ -88,6 +78,19 @@ def test_same_names_of_two_tenants_are_two_adapters(
     assert registry.adapter("fox").description == "mine"
 
 
+def forged(**claims: object) -> str:
+    """A token that somebody without the key has made."""
+    usual = {"iss": "atelier", "sub": "x", "tenant": "acme", "scopes": ["READER"], "exp": time.time() + 60}
+    return jwt.encode({**usual, **claims}, "k" * 64, algorithm="HS256")
+
+
+def refusal(server: RegistryServer, header: str) -> UnauthenticatedError:
+    """With what a call with this header is refused."""
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(UnauthenticatedError) as caught:
+        call(channel, LIST_ADAPTERS, request_for(LIST_ADAPTERS, "-"), [("authorization", header)])
+    return caught.value
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -97,37 +100,14 @@ def test_same_names_of_two_tenants_are_two_adapters(
         "Basic dXNlcjpwYXNz",
         f"Bearer {forged()}",
         "Bearer " + jwt.encode({"tenant": "acme", "sub": "x", "iss": "atelier", "exp": 2**40}, "", algorithm="none"),
+        "Bearer atl_" + "x" * 43,
+        "Bearer atl_",
     ],
 )
 def test_credential_that_was_not_issued_is_refused(registry_server: RegistryServer, header: str) -> None:
-    with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError):
-        call(
-            RegistryServiceStub(channel),
-            SERVICE,
-            "ListAdapters",
-            request_for("ListAdapters", "-"),
-            [("authorization", header)],
-        )
+    assert refusal(registry_server, header).reason in ("TOKEN_MISSING", "TOKEN_INVALID")
 
 
 def test_expired_token_is_refused_as_such(registry_server: RegistryServer, authority: TokenAuthority) -> None:
-    token = authority.issue(tenant="acme", subject="x", lifetime_seconds=-1)
-    with grpc.insecure_channel(registry_server.address) as channel, pytest.raises(UnauthenticatedError) as caught:
-        call(
-            RegistryServiceStub(channel),
-            SERVICE,
-            "ListAdapters",
-            request_for("ListAdapters", "-"),
-            [("authorization", f"Bearer {token}")],
-        )
-    assert caught.value.reason == "TOKEN_EXPIRED"
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_empty_request_is_an_invalid_argument(
-    registry_server: RegistryServer, registry_stub: RegistryServiceStub, tenant: str, method: str
-) -> None:
-    empty = type(request_for(method, tenant))()
-    with registry_server.connect(tenant) as connection, pytest.raises(InvalidArgumentError) as caught:
-        call(RegistryServiceStub(connection.channel), SERVICE, method, empty)
-    assert caught.value.violations[0].field
+    token = authority.issue(tenant="acme", subject="x", scopes=[READER], lifetime_seconds=-1)
+    assert refusal(registry_server, f"Bearer {token}").reason == "TOKEN_EXPIRED"

@@ -1,20 +1,22 @@
-"""Adapters and tenants: create, get, list."""
+"""Adapters and tenants: create, get, update, list."""
 
 from __future__ import annotations
 
 import base64
-import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from atelier.client import RegistryClient
-from atelier.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from atelier.errors import AbortedError, AlreadyExistsError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from tests.harness.files import adapter_files, version
 
 OWN = "tenants/-"
+RACERS = 16
 
 
 def test_created_adapter_is_returned_by_get_and_has_no_version(registry: RegistryClient, tenant: str) -> None:
@@ -104,34 +106,103 @@ def test_page_token_is_bound_to_the_list_it_came_from(
         assert caught.value.violations[0].field == "page_token"
 
 
-def test_repeated_request_id_creates_once(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
-    request = pb.CreateAdapterRequest(parent=OWN, adapter_id="fox", request_id=str(uuid.uuid4()))
-    assert registry_stub.CreateAdapter(request) == registry_stub.CreateAdapter(request)
-    assert len(list(registry.adapters())) == 1
+def update(stub: RegistryServiceStub, *paths: str, **fields: Any) -> pb.Adapter:
+    """Writes these fields of the adapter `fox`, or those that `paths` name."""
+    request = pb.UpdateAdapterRequest(adapter=pb.Adapter(name=f"{OWN}/adapters/fox", **fields))
+    request.update_mask.paths.extend(paths)
+    with translated_errors():
+        return stub.UpdateAdapter(request)
 
 
-def test_request_id_of_another_request_is_refused(registry_stub: RegistryServiceStub) -> None:
-    request = pb.CreateAdapterRequest(parent=OWN, adapter_id="fox", request_id=str(uuid.uuid4()))
-    registry_stub.CreateAdapter(request)
-    request.adapter_id = "cat"
-    with pytest.raises(InvalidArgumentError) as caught, translated_errors():
-        registry_stub.CreateAdapter(request)
-    assert caught.value.reason == "REQUEST_ID_REUSED"
+def test_created_adapter_has_tags_in_order_and_its_policy(
+    registry: RegistryClient, registry_stub: RegistryServiceStub
+) -> None:
+    policy = pb.RetentionPolicy(keep_last=3)
+    wanted = pb.Adapter(tags=["style", "animal"], retention=policy)
+    created = registry_stub.CreateAdapter(pb.CreateAdapterRequest(parent=OWN, adapter_id="fox", adapter=wanted))
+    assert (list(created.tags), created.retention) == (["animal", "style"], policy)
+    assert registry.adapter("fox") == created
 
 
-def test_request_id_must_be_a_uuid(registry_stub: RegistryServiceStub) -> None:
-    with pytest.raises(InvalidArgumentError) as caught, translated_errors():
-        registry_stub.CreateAdapter(pb.CreateAdapterRequest(parent=OWN, adapter_id="fox", request_id="again"))
-    assert caught.value.violations[0].field == "request_id"
+def test_update_changes_what_the_mask_names(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
+    created = registry.create_adapter("fox", description="first")
+    tagged = update(registry_stub, "tags", tags=["b", "a"], description="ignored")
+    assert (tagged.description, list(tagged.tags)) == ("first", ["a", "b"])
+    assert tagged.etag != created.etag
+    changed = update(registry_stub, "tags", "description", tags=["c", "b"], description="second")
+    assert (changed.description, list(changed.tags)) == ("second", ["b", "c"])
+    assert registry.adapter("fox") == changed
 
 
-def test_validate_only_checks_and_creates_nothing(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
-    request = pb.CreateAdapterRequest(parent=OWN, adapter_id="fox", validate_only=True)
-    assert registry_stub.CreateAdapter(request).name.endswith("/adapters/fox")
-    assert list(registry.adapters()) == []
+@pytest.mark.parametrize("paths", [(), ("*",)])
+def test_update_without_a_mask_writes_everything(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, paths: tuple[str, ...]
+) -> None:
+    registry.create_adapter("fox", description="first")
+    update(registry_stub, "tags", "retention", tags=["a"], retention=pb.RetentionPolicy(keep_last=1))
+    changed = update(registry_stub, *paths, tags=["b"])
+    assert (changed.description, list(changed.tags), changed.HasField("retention")) == ("", ["b"], False)
+
+
+def test_update_to_what_is_there_changes_nothing(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
     registry.create_adapter("fox")
-    with pytest.raises(AlreadyExistsError), translated_errors():
-        registry_stub.CreateAdapter(request)
+    before = update(registry_stub, tags=["b", "a"], description="a fox")
+    assert update(registry_stub, tags=["a", "b"], description="a fox") == before
+
+
+@pytest.mark.parametrize(
+    "paths", [("name",), ("tags", "etag"), ("*", "tags"), ("retention.keep_last",), ("latest_version",), ("",)]
+)
+def test_mask_that_names_anything_else_is_refused(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, paths: tuple[str, ...]
+) -> None:
+    before = registry.create_adapter("fox")
+    with pytest.raises(InvalidArgumentError, match="description, tags, retention") as caught:
+        update(registry_stub, *paths, tags=["a"])
+    assert caught.value.violations[0].field == "update_mask"
+    assert registry.adapter("fox") == before
+
+
+@pytest.mark.parametrize(
+    ("tags", "field"),
+    [
+        (["a"] * 2, "adapter.tags[1]"),
+        ([f"t{i}" for i in range(65)], "adapter.tags"),
+        (["a", "Fox"], "adapter.tags[1]"),
+        ([""], "adapter.tags[0]"),
+        (["x" * 64], "adapter.tags[0]"),
+    ],
+)
+def test_ill_formed_tags_are_refused(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, tags: list[str], field: str
+) -> None:
+    before = registry.create_adapter("fox")
+    with pytest.raises(InvalidArgumentError) as caught:
+        update(registry_stub, tags=tags)
+    assert caught.value.violations[0].field == field
+    assert registry.adapter("fox") == before
+
+
+def test_of_many_who_update_an_adapter_from_one_state_one_wins(
+    registry: RegistryClient, registry_stub: RegistryServiceStub
+) -> None:
+    etag = registry.create_adapter("fox").etag
+
+    def write(racer: int) -> str | None:
+        try:
+            return update(registry_stub, description=f"by {racer}", etag=etag).description
+        except AbortedError:
+            return None
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        winners = [result for result in pool.map(write, range(RACERS)) if result]
+    assert winners == [registry.adapter("fox").description]
+
+
+def test_publishing_changes_the_etag(registry: RegistryClient) -> None:
+    created = registry.create_adapter("fox")
+    registry.publish("fox", version(), adapter_files())
+    assert registry.adapter("fox").etag != created.etag
 
 
 def test_tenant_counts_adapters_and_each_content_once(registry: RegistryClient, tenant: str) -> None:

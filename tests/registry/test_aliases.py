@@ -1,4 +1,4 @@
-"""Aliases and references: they move as one, and only from where the caller believes them to be."""
+"""Aliases and references: they move as one, only from where the caller believes them to be, and leave a trace."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from atelier.client import RegistryClient
+from atelier.client import Connection, RegistryClient
 from atelier.errors import AbortedError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import PUBLISHER
 from atelier.rpc.status import translated_errors
 from tests.harness.files import adapter_files, version
+from tests.harness.registry import RegistryServer
+from tests.registry.lifecycle import fox_alias, publish_foxes, refused
 from tests.registry.uploads import OWN_FOX
 
 RACERS = 16
@@ -20,8 +24,7 @@ RACERS = 16
 @pytest.fixture
 def three_versions(registry: RegistryClient) -> list[pb.Version]:
     """The adapter `fox` with versions 1, 2 and 3."""
-    registry.create_adapter("fox")
-    return [registry.publish("fox", version(), adapter_files(seed)) for seed in range(3)]
+    return publish_foxes(registry, 3)
 
 
 def test_alias_is_created_and_moved(registry: RegistryClient, three_versions: list[pb.Version], tenant: str) -> None:
@@ -85,6 +88,69 @@ def test_missing_alias_is_created_only_when_allowed(
     assert caught.value.reason == "ALIAS_NOT_FOUND"
     created = registry_stub.UpdateAlias(pb.UpdateAliasRequest(alias=alias, allow_missing=True))
     assert registry_stub.GetAlias(pb.GetAliasRequest(name=created.name)) == created
+
+
+def test_deleted_alias_resolves_no_more_and_leaves_its_version(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    registry.set_alias("fox", "prod", "1")
+    registry_stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod")))
+    assert list(registry.aliases("fox")) == []
+    for gone in (
+        lambda: registry.resolve("fox@prod"),
+        lambda: registry_stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod"))),
+    ):
+        with refused(NotFoundError, "ALIAS_NOT_FOUND"):
+            gone()
+    assert registry.resolve("fox@1") == three_versions[0]
+
+
+def test_alias_is_deleted_only_from_the_state_that_the_caller_knows(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    stale = registry.set_alias("fox", "prod", "1").etag
+    current = registry.set_alias("fox", "prod", "2")
+    with refused(AbortedError, "ETAG_MISMATCH"):
+        registry_stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod"), etag=stale))
+    assert list(registry.aliases("fox")) == [current]
+    registry_stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod"), etag=current.etag))
+
+
+def test_alias_of_the_same_name_does_not_have_the_etag_of_a_deleted_one(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, three_versions: list[pb.Version]
+) -> None:
+    first = registry.set_alias("fox", "prod", "1").etag
+    registry_stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod")))
+    registry.set_alias("fox", "prod", "1")
+    with refused(AbortedError, "ETAG_MISMATCH"):
+        registry.set_alias("fox", "prod", "2", etag=first)
+
+
+def test_every_move_is_told_with_who_made_it(
+    registry: RegistryClient, registry_server: RegistryServer, tenant: str, authority: TokenAuthority
+) -> None:
+    publish_foxes(registry, 2)
+    for subject, alias, number in (("ann", "prod", 1), ("bob", "prod", 2), ("bob", "prod", 2), ("ann", "best", 2)):
+        token = authority.issue(tenant=tenant, subject=subject, scopes=[PUBLISHER], lifetime_seconds=60)
+        with Connection(registry_server.address, token) as connection:
+            RegistryClient(connection).set_alias("fox", alias, str(number))
+    with Connection(
+        registry_server.address, authority.issue(tenant=tenant, subject="cy", scopes=[PUBLISHER], lifetime_seconds=60)
+    ) as cy:
+        stub = RegistryServiceStub(cy.channel)
+        stub.DeleteAlias(pb.DeleteAliasRequest(name=fox_alias("prod")))
+        moves = stub.ListAliasMoves(pb.ListAliasMovesRequest(parent=OWN_FOX)).moves
+    told = [
+        (move.alias.rsplit("/", 1)[1], move.old_version[-1:], move.new_version[-1:], move.subject) for move in moves
+    ]
+    assert told == [
+        ("prod", "2", "", "cy"),
+        ("best", "", "2", "ann"),
+        ("prod", "1", "2", "bob"),
+        ("prod", "", "1", "ann"),
+    ]
+    times = [move.move_time.ToNanoseconds() for move in moves]
+    assert times == sorted(times, reverse=True)
 
 
 def test_aliases_come_in_pages(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:

@@ -16,8 +16,9 @@ from atelier.pb.common.v1.common_pb2 import BaseModel, File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
+from atelier.storage.blobs import BlobStore
+from services.registry.storing import BLOBS_PREFIX
 from tests.harness.files import BASE_DIGEST, WEIGHTS, adapter_files, png, safetensors, safetensors_of, version
-from tests.harness.registry import RegistryServer
 from tests.registry.uploads import declared, upload
 
 PICKLE = pickle.dumps({"weights": [1.0, 2.0]})
@@ -25,13 +26,14 @@ ONE_TENSOR = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(registry: RegistryClient, registry_server: RegistryServer) -> Iterator[None]:
-    """After every refusal the adapter is as it was, and the next upload works."""
+def nothing_is_left(registry: RegistryClient, registry_blobs: BlobStore) -> Iterator[None]:
+    """After every refusal the adapter and the bucket are as they were, and the next upload works."""
     created = registry.create_adapter("fox")
+    objects = set(registry_blobs.keys(BLOBS_PREFIX))
     yield
+    assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
     assert registry.adapter("fox") == created
     assert list(registry.versions("fox")) == []
-    assert registry_server.unfinished_uploads() == []
     assert registry.publish("fox", version(), adapter_files()).name.endswith("/versions/1")
 
 
@@ -65,6 +67,11 @@ def zipped() -> bytes:
         ({"metrics": {"": 1.0}}, "spec.version.metrics"),
         ({"metrics": {f"m{i}": 1.0 for i in range(101)}}, "spec.version.metrics"),
         ({"source_job": "jobs/1"}, "spec.version.source_job"),
+        ({"trigger_words": ["sks", ""]}, "spec.version.trigger_words[1]"),
+        ({"trigger_words": [" sks"]}, "spec.version.trigger_words[0]"),
+        ({"trigger_words": ["x" * 101]}, "spec.version.trigger_words[0]"),
+        ({"trigger_words": ["sks", "sks"]}, "spec.version.trigger_words[1]"),
+        ({"trigger_words": [f"w{i}" for i in range(65)]}, "spec.version.trigger_words"),
     ],
 )
 def test_wrong_field_of_the_version_is_named(

@@ -17,6 +17,8 @@ from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
+from atelier.storage.blobs import BlobStore
+from services.registry.storing import BLOBS_PREFIX
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import BUCKET, RegistryServer
 from tests.registry.uploads import declared, upload
@@ -37,20 +39,26 @@ def half_of(files: dict[str, bytes]) -> list[bytes]:
 
 
 def test_upload_that_ends_early_is_refused(
-    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, fox: pb.Adapter
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_blobs: BlobStore, fox: pb.Adapter
 ) -> None:
+    objects = set(registry_blobs.keys(BLOBS_PREFIX))
     for pieces in ([], half_of(FILES)):
         with pytest.raises(InvalidArgumentError) as caught, translated_errors():
             registry_stub.PublishVersion(upload(version(files=declared(FILES)), pieces))
         assert caught.value.reason == "UPLOAD_INCOMPLETE"
     assert registry.adapter("fox") == fox
-    assert registry_server.unfinished_uploads() == []
+    assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
     assert registry.publish("fox", version(), FILES).name.endswith("/versions/1")
 
 
 def test_upload_that_its_client_cancels_leaves_nothing(
-    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, fox: pb.Adapter
+    registry: RegistryClient,
+    registry_stub: RegistryServiceStub,
+    registry_server: RegistryServer,
+    registry_blobs: BlobStore,
+    fox: pb.Adapter,
 ) -> None:
+    objects = set(registry_blobs.keys(BLOBS_PREFIX))
     cancelled = threading.Event()
     request_id = str(uuid.uuid4())
 
@@ -59,11 +67,11 @@ def test_upload_that_its_client_cancels_leaves_nothing(
         cancelled.wait()
 
     call = registry_stub.PublishVersion.future(messages())
-    wait_until(lambda: bool(registry_server.unfinished_uploads()), timeout_seconds=30, what="the upload has begun")
+    wait_until(lambda: set(registry_blobs.keys(BLOBS_PREFIX)) != objects, timeout_seconds=30, what="a file is stored")
     call.cancel()
     cancelled.set()
-    wait_until(lambda: not registry_server.unfinished_uploads(), timeout_seconds=30, what="the upload is cleaned up")
     registry_server.wait_until_idle()
+    assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
     assert registry.adapter("fox") == fox
     assert list(registry.versions("fox")) == []
     assert registry.publish("fox", version(), FILES, request_id=request_id).name.endswith("/versions/1")
@@ -97,7 +105,6 @@ def test_without_its_store_the_registry_says_when_to_retry_and_then_goes_on(
             assert error.reason == "OBJECT_STORE_UNAVAILABLE"
             assert error.retry_after_seconds
         assert list(registry.versions("fox")) == [kept]
-        assert server.unfinished_uploads() == []
         fragile_store.start()
         again = registry.publish("fox", version(), adapter_files(1), request_id=request_id)
         assert again.name.endswith("/versions/2")
@@ -120,7 +127,7 @@ def test_registry_that_is_killed_in_an_upload_comes_back_without_it(
         registry = RegistryClient(connection)
         created = registry.create_adapter("fox")
         call = RegistryServiceStub(connection.channel).PublishVersion.future(messages())
-        wait_until(lambda: bool(server.unfinished_uploads()), timeout_seconds=30, what="the upload has begun")
+        server.wait_for_upload()
         server.kill()
         assert call.code() == grpc.StatusCode.UNAVAILABLE
         done.set()

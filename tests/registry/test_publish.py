@@ -10,15 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from atelier.client import RegistryClient
 from atelier.errors import DataLossError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
-from atelier.storage.blobs import BlobStore, content_key
+from atelier.storage.blobs import BlobStore
+from services.registry.storing import BLOBS_PREFIX
+from services.registry.tables import VersionRow
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import RegistryServer
+from tests.registry.store import key_of, rows_of, sha256_of
 from tests.registry.uploads import OWN_FOX, declared, upload
 
 
@@ -63,10 +67,10 @@ def test_versions_come_in_pages(registry: RegistryClient, registry_stub: Registr
 
 
 def test_digest_is_the_hash_of_the_manifest_which_lists_every_file(
-    registry: RegistryClient, registry_blobs: BlobStore
+    registry: RegistryClient, registry_server: RegistryServer
 ) -> None:
     files = adapter_files()
-    published = registry.publish("fox", version(), files)
+    published = registry.publish("fox", version(trigger_words=["sks", "fox"]), files)
     manifest = {
         "format": "atelier.adapter/v1",
         "base_model": {"model": "emoji-sd", "digest": published.base_model.digest},
@@ -78,11 +82,15 @@ def test_digest_is_the_hash_of_the_manifest_which_lists_every_file(
         ],
         "metrics": {"clip_i": 0.875, "clip_t": 0.25},
         "source_job": "",
+        "trigger_words": ["fox", "sks"],
     }
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     sha256 = hashlib.sha256(canonical).hexdigest()
     assert published.digest == f"sha256:{sha256}"
-    assert registry_blobs.get(content_key(sha256)) == canonical
+    assert list(published.trigger_words) == ["fox", "sks"]
+    with rows_of(registry_server) as session:
+        kept = session.scalars(select(VersionRow.manifest).where(VersionRow.digest == published.digest)).all()
+    assert kept == [canonical.decode()]
 
 
 def test_same_content_has_the_same_digest_in_whatever_order_it_came(
@@ -95,6 +103,22 @@ def test_same_content_has_the_same_digest_in_whatever_order_it_came(
     assert again.digest == published.digest
     assert again.files == published.files
     assert again.name != published.name
+
+
+def test_one_content_is_one_object_however_many_versions_have_it(
+    registry: RegistryClient, registry_server: RegistryServer, registry_blobs: BlobStore, tenant: str
+) -> None:
+    files = adapter_files(int(tenant[2:], 16))
+    first = registry.publish("fox", version(), {**files, "copy.json": files["recipe.json"]})
+    with registry_server.connect(f"{tenant}-2") as connection:
+        other = RegistryClient(connection)
+        other.create_adapter("fox")
+        second = other.publish("fox", version(), files)
+        assert other.download(second, WEIGHTS) == files[WEIGHTS]
+    assert list(registry_blobs.keys(f"{BLOBS_PREFIX}{sha256_of(files[WEIGHTS])[:2]}/{sha256_of(files[WEIGHTS])}/")) == [
+        key_of(registry_server, files[WEIGHTS])
+    ]
+    assert registry.download(first, "copy.json") == registry.download(first, "recipe.json") == files["recipe.json"]
 
 
 def test_changed_metric_changes_the_digest(registry: RegistryClient) -> None:
@@ -179,11 +203,15 @@ def test_file_that_a_version_does_not_have_is_not_found(
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: bytes(len(content))])
 def test_damaged_content_in_the_store_is_data_loss(
-    registry: RegistryClient, registry_blobs: BlobStore, damage: Callable[[bytes], bytes], tenant: str
+    registry: RegistryClient,
+    registry_server: RegistryServer,
+    registry_blobs: BlobStore,
+    damage: Callable[[bytes], bytes],
+    tenant: str,
 ) -> None:
     files = adapter_files(int(tenant[2:], 16))
     published = registry.publish("fox", version(), files)
-    key = content_key(hashlib.sha256(files[WEIGHTS]).hexdigest())
+    key = key_of(registry_server, files[WEIGHTS])
     registry_blobs.put(key, damage(files[WEIGHTS]))
     with pytest.raises(DataLossError):
         registry.download(published, WEIGHTS)

@@ -10,7 +10,7 @@ import pytest
 from atelier.client import RegistryClient
 from atelier.errors import DataLossError
 from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.storage.blobs import BlobStore, content_key
+from atelier.storage.blobs import BlobStore
 from tests.harness.files import WEIGHTS, adapter_files, version
 
 
@@ -46,7 +46,9 @@ def test_a_file_that_does_not_arrive_whole_never_has_its_name(
 ) -> None:
     files = adapter_files(int(tenant[2:], 16), weights_bytes=3_000_000)
     published = registry.publish("fox", version(), files)
-    registry_blobs.put(content_key(hashlib.sha256(files[WEIGHTS]).hexdigest()), files[WEIGHTS][:-1])
+    sha256 = hashlib.sha256(files[WEIGHTS]).hexdigest()
+    (key,) = registry_blobs.keys(f"registry/blobs/{sha256[:2]}/{sha256}/")
+    registry_blobs.put(key, files[WEIGHTS][:-1])
     with pytest.raises(DataLossError):
         registry.pull(published, tmp_path)
     assert not (tmp_path / WEIGHTS).exists()

@@ -13,11 +13,11 @@ from tests.harness.rpc import ScaffoldServer
 
 @pytest.fixture
 def serve(authority: TokenAuthority) -> Iterator[Callable[..., ScaffoldServer]]:
-    """`serve(handlers, **limits)` starts a server that ends with the test."""
+    """`serve(handlers, **options)` starts a server that ends with the test."""
     servers: list[ScaffoldServer] = []
 
-    def start(handlers: dict[str, Callable[..., Any]], **limits: float) -> ScaffoldServer:
-        servers.append(ScaffoldServer(authority, handlers, **{"grace_seconds": 0.0, **limits}))
+    def start(handlers: dict[str, Callable[..., Any]], **options: Any) -> ScaffoldServer:
+        servers.append(ScaffoldServer(authority, handlers, **{"grace_seconds": 0.0, **options}))
         return servers[-1]
 
     yield start

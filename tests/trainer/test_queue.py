@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -16,8 +16,8 @@ from services.trainer.tables import DatasetRow, JobRow, State
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    database = Database(f"sqlite:///{tmp_path / 'queue.db'}", MIGRATIONS)
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, MIGRATIONS)
     database.migrate()
     with database.transaction() as session:
         dataset = DatasetRow(tenant="t", dataset_id="d", digest="sha256:0", images=[])
@@ -32,7 +32,8 @@ def database(tmp_path: Path) -> Database:
             "config": {"max_train_steps": 9},
         }
         session.add(JobRow(dataset=dataset, **job, **base, **prompts))
-    return database
+    yield database
+    database.close()
 
 
 @pytest.fixture

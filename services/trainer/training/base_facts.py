@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from atelier.diffusion.pipelines import FAMILY_OF_PIPELINE, Family
 from atelier.errors import FailedPreconditionError
 
-Family = Literal["stable-diffusion", "stable-diffusion-xl", "stable-cascade"]
-
-_FAMILIES: dict[str, Family] = {
-    "StableDiffusionPipeline": "stable-diffusion",
-    "StableDiffusionXLPipeline": "stable-diffusion-xl",
-    "StableCascadeCombinedPipeline": "stable-cascade",
-}
 _SMALL_CHANNELS = 256
 # A latent of stage C covers 42.67 pixels: 3 of them cover 128.
 _CASCADE_SIZE_FACTOR = 128
@@ -43,12 +37,12 @@ class BaseFacts:
             FailedPreconditionError: a pipeline of no supported family.
         """
         pipeline = _read(path / "model_index.json")["_class_name"]
-        if pipeline not in _FAMILIES:
+        if pipeline not in FAMILY_OF_PIPELINE:
             raise FailedPreconditionError(
-                f"base_model: {str(pipeline)[:64]!r} is none of {', '.join(_FAMILIES)}",
+                f"base_model: {str(pipeline)[:64]!r} is none of {', '.join(FAMILY_OF_PIPELINE)}",
                 reason="BASE_MODEL_NOT_SUPPORTED",
             )
-        family = _FAMILIES[pipeline]
+        family = FAMILY_OF_PIPELINE[pipeline]
         if family == "stable-cascade":
             return cls._of_cascade(_read(path / "prior_prior" / "config.json"))
         return cls._of_unet(family, _read(path / "unet" / "config.json"), _read(path / "vae" / "config.json"))

@@ -22,17 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61telier/common/v1/common.proto\x12\x11\x61telier.common.v1\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"*\n\tBaseModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61telier/common/v1/common.proto\x12\x11\x61telier.common.v1\x1a google/protobuf/descriptor.proto\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"*\n\tBaseModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*}\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_READER\x10\x01\x12\x11\n\rSCOPE_TRAINER\x10\x02\x12\x13\n\x0fSCOPE_PUBLISHER\x10\x03\x12\x0f\n\x0bSCOPE_ADMIN\x10\x04\x12\x12\n\x0eSCOPE_OPERATOR\x10\x05:R\n\x0erequired_scope\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0e\x32\x18.atelier.common.v1.Scopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.common.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILE']._serialized_start=53
-  _globals['_FILE']._serialized_end=109
-  _globals['_BASEMODEL']._serialized_start=111
-  _globals['_BASEMODEL']._serialized_end=153
+  _globals['_SCOPE']._serialized_start=189
+  _globals['_SCOPE']._serialized_end=314
+  _globals['_FILE']._serialized_start=87
+  _globals['_FILE']._serialized_end=143
+  _globals['_BASEMODEL']._serialized_start=145
+  _globals['_BASEMODEL']._serialized_end=187
 # @@protoc_insertion_point(module_scope)

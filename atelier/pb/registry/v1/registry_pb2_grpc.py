@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from atelier.pb.registry.v1 import registry_pb2 as atelier_dot_registry_dot_v1_dot_registry__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -55,9 +56,29 @@ class RegistryServiceStub:
                 request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapter = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/UpdateAdapter',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UpdateAdapterRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.DeleteAdapter = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/DeleteAdapter',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAdapterRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UndeleteAdapter = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/UndeleteAdapter',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteAdapterRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
         self.PublishVersion = channel.stream_unary(
                 '/atelier.registry.v1.RegistryService/PublishVersion',
                 request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PublishVersionRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+                _registered_method=True)
+        self.ImportVersion = channel.stream_unary(
+                '/atelier.registry.v1.RegistryService/ImportVersion',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ImportVersionRequest.SerializeToString,
                 response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
                 _registered_method=True)
         self.GetVersion = channel.unary_unary(
@@ -75,10 +96,65 @@ class RegistryServiceStub:
                 request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ResolveVersionRequest.SerializeToString,
                 response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
                 _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/DeleteVersion',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+                _registered_method=True)
+        self.UndeleteVersion = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/UndeleteVersion',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteVersionRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+                _registered_method=True)
+        self.PurgeDeleted = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/PurgeDeleted',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedResponse.FromString,
+                _registered_method=True)
+        self.ApplyRetention = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/ApplyRetention',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionResponse.FromString,
+                _registered_method=True)
         self.DownloadFile = channel.unary_stream(
                 '/atelier.registry.v1.RegistryService/DownloadFile',
                 request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileRequest.SerializeToString,
                 response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileResponse.FromString,
+                _registered_method=True)
+        self.SignDownload = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/SignDownload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadResponse.FromString,
+                _registered_method=True)
+        self.ExportVersion = channel.unary_stream(
+                '/atelier.registry.v1.RegistryService/ExportVersion',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionResponse.FromString,
+                _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/CreateUpload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+                _registered_method=True)
+        self.WriteUpload = channel.stream_unary(
+                '/atelier.registry.v1.RegistryService/WriteUpload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.WriteUploadRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/GetUpload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+                _registered_method=True)
+        self.CompleteUpload = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/CompleteUpload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.CompleteUploadRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/DeleteUpload',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
         self.UpdateAlias = channel.unary_unary(
                 '/atelier.registry.v1.RegistryService/UpdateAlias',
@@ -95,6 +171,16 @@ class RegistryServiceStub:
                 request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesRequest.SerializeToString,
                 response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesResponse.FromString,
                 _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/DeleteAlias',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ListAliasMoves = channel.unary_unary(
+                '/atelier.registry.v1.RegistryService/ListAliasMoves',
+                request_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+                response_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -102,28 +188,49 @@ class RegistryServiceServicer:
     """
 
     def GetTenant(self, request, context):
-        """Returns the caller's tenant and what it stores. The name `tenants/-` serves everybody.
+        """Returns the caller's tenant, what it stores and what it may store. The name `tenants/-` serves everybody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateAdapter(self, request, context):
-        """Creates an adapter that has no version yet. ALREADY_EXISTS when the name is taken.
+        """Creates an adapter that has no version yet. ALREADY_EXISTS when the name is taken, by a deleted one too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """Returns one adapter.
+        """Returns one adapter; a deleted one too, until it is purged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists the tenant's adapters by name.
+        """Lists the tenant's adapters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAdapter(self, request, context):
+        """Changes what people wrote about an adapter: description, tags, retention.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAdapter(self, request, context):
+        """Deletes an adapter with its versions and aliases. Until `purge_time` it can be undeleted (AIP-164).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteAdapter(self, request, context):
+        """Brings a deleted adapter back with all that it had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,15 +245,23 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportVersion(self, request_iterator, context):
+        """Publishes a version out of one file that was made elsewhere: first a message with the spec, then
+        the file's bytes. What is stored is the same adapter in diffusers' own form, without the metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetVersion(self, request, context):
-        """Returns one version.
+        """Returns one version; a deleted one too, until it is purged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Lists the versions of an adapter, newest first.
+        """Lists the versions of an adapter, newest first; of all adapters for `adapters/-` (AIP-159).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,8 +274,91 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteVersion(self, request, context):
+        """Deletes a version. Until `purge_time` it can be undeleted (AIP-164). FAILED_PRECONDITION while
+        an alias points at it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVersion(self, request, context):
+        """Brings a deleted version back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeDeleted(self, request, context):
+        """Removes deleted versions and adapters for good, without waiting for their `purge_time` (AIP-165); the oldest versions
+        first and at most 1,000 a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyRetention(self, request, context):
+        """Deletes the versions that a retention policy does not keep, the oldest first and at most 1,000 a call. The registry
+        applies the adapters' own policies by itself, too: an undeleted version that the policy does not keep is deleted
+        again then, unless an alias points at it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadFile(self, request, context):
-        """Streams one file of a version in pieces of at most 1 MiB.
+        """Streams one file of a version, or a range of it, in pieces of at most 1 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignDownload(self, request, context):
+        """Returns a URL at which the object store serves one file of a version for a short time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportVersion(self, request, context):
+        """Streams a version's weights in the form of another program, in pieces of at most 1 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """Begins an upload that may be interrupted and resumed, here or at the object store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteUpload(self, request_iterator, context):
+        """Sends bytes of one of an upload's files, from the offset at which the last call ended: first a
+        message that says which, then the bytes in pieces of at most 2 MiB. What arrived before a
+        connection broke is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Returns an upload, and how much of each file has arrived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteUpload(self, request, context):
+        """Checks everything that was uploaded and publishes the version. The upload is gone then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """Gives an upload up. What has arrived is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +381,21 @@ class RegistryServiceServicer:
 
     def ListAliases(self, request, context):
         """Lists the aliases of an adapter by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Deletes an alias; the version stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasMoves(self, request, context):
+        """Lists where the aliases of an adapter have pointed, the newest move first; of one alias, deleted or
+        not, with a filter such as `alias = "production"`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,9 +424,29 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAdaptersRequest.FromString,
                     response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAdaptersResponse.SerializeToString,
             ),
+            'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapter,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UpdateAdapterRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAdapter,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAdapterRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'UndeleteAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteAdapter,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteAdapterRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
             'PublishVersion': grpc.stream_unary_rpc_method_handler(
                     servicer.PublishVersion,
                     request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PublishVersionRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
+            ),
+            'ImportVersion': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportVersion,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ImportVersionRequest.FromString,
                     response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
             ),
             'GetVersion': grpc.unary_unary_rpc_method_handler(
@@ -231,10 +464,65 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ResolveVersionRequest.FromString,
                     response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
             ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
+            ),
+            'UndeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVersion,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteVersionRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
+            ),
+            'PurgeDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeDeleted,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedResponse.SerializeToString,
+            ),
+            'ApplyRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyRetention,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionResponse.SerializeToString,
+            ),
             'DownloadFile': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadFile,
                     request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileRequest.FromString,
                     response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileResponse.SerializeToString,
+            ),
+            'SignDownload': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignDownload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadResponse.SerializeToString,
+            ),
+            'ExportVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportVersion,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionResponse.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.CreateUploadRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.SerializeToString,
+            ),
+            'WriteUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteUpload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.WriteUploadRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.GetUploadRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.SerializeToString,
+            ),
+            'CompleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteUpload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.CompleteUploadRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.Version.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'UpdateAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAlias,
@@ -250,6 +538,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAliases,
                     request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesRequest.FromString,
                     response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ListAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasMoves,
+                    request_deserializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.FromString,
+                    response_serializer=atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -372,6 +670,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/UpdateAdapter',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.UpdateAdapterRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/DeleteAdapter',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAdapterRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/UndeleteAdapter',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteAdapterRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PublishVersion(request_iterator,
             target,
             options=(),
@@ -387,6 +766,33 @@ class RegistryService:
             target,
             '/atelier.registry.v1.RegistryService/PublishVersion',
             atelier_dot_registry_dot_v1_dot_registry__pb2.PublishVersionRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVersion(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/atelier.registry.v1.RegistryService/ImportVersion',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ImportVersionRequest.SerializeToString,
             atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
             options,
             channel_credentials,
@@ -480,6 +886,114 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/DeleteVersion',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/UndeleteVersion',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.UndeleteVersionRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/PurgeDeleted',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.PurgeDeletedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/ApplyRetention',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ApplyRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DownloadFile(request,
             target,
             options=(),
@@ -496,6 +1010,195 @@ class RegistryService:
             '/atelier.registry.v1.RegistryService/DownloadFile',
             atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileRequest.SerializeToString,
             atelier_dot_registry_dot_v1_dot_registry__pb2.DownloadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignDownload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/SignDownload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.SignDownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/ExportVersion',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ExportVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/CreateUpload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.CreateUploadRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteUpload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/atelier.registry.v1.RegistryService/WriteUpload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.WriteUploadRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/GetUpload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.GetUploadRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/CompleteUpload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.CompleteUploadRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/DeleteUpload',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteUploadRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
@@ -577,6 +1280,60 @@ class RegistryService:
             '/atelier.registry.v1.RegistryService/ListAliases',
             atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesRequest.SerializeToString,
             atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/DeleteAlias',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.DeleteAliasRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.registry.v1.RegistryService/ListAliasMoves',
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+            atelier_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -275,16 +275,18 @@ class CreateDatasetRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[CreateDatasetSpec, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class CreateDatasetSpec(_message.Message):
-    __slots__ = ("parent", "dataset_id", "dataset", "request_id")
+    __slots__ = ("parent", "dataset_id", "dataset", "request_id", "validate_only")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     dataset_id: str
     dataset: Dataset
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., dataset: _Optional[_Union[Dataset, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., dataset: _Optional[_Union[Dataset, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("name",)
@@ -373,10 +375,14 @@ class Sample(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., step: _Optional[int] = ..., png: _Optional[bytes] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "request_id", "validate_only")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    request_id: str
+    validate_only: bool
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CreateBatchRequest(_message.Message):
     __slots__ = ("parent", "batch_id", "jobs", "request_id", "validate_only")

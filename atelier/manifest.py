@@ -2,13 +2,15 @@
 
 Canonical means: keys sorted, no white space, UTF-8 without escapes that JSON does not need, numbers as Python's
 `repr` writes them. The number of the version and its adapter are not in it: the same content that was made by the
-same job, or by none, has the same digest wherever it is published.
+same job, or by none, has the same digest wherever it is published. Whoever has a Version message can write its
+manifest again and compare the digest; nothing that the registry adds, such as summaries or times, is in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from atelier.pb.registry.v1 import registry_pb2 as pb
 
@@ -17,7 +19,7 @@ FORMAT = "atelier.adapter/v1"
 
 def canonical_manifest(version: pb.Version) -> bytes:
     """The manifest of a version, of which only the fields that the publisher sets are read."""
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "base_model": {"model": version.base_model.model, "digest": version.base_model.digest},
         "method": version.method,
@@ -26,13 +28,15 @@ def canonical_manifest(version: pb.Version) -> bytes:
             {"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
             for file in sorted(version.files, key=lambda file: file.path)
         ],
-        "metrics": dict(version.metrics),
+        "metrics": {name: value + 0.0 for name, value in version.metrics.items()},  # SQLite has no -0.0
         "source_job": version.source_job,
     }
+    if version.trigger_words:  # absent when there are none: so versions from before the field keep their digests
+        manifest["trigger_words"] = sorted(version.trigger_words)
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
 
-def sha256_of(content: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
+def digest_of(manifest: bytes) -> str:
+    """The identity of the version with this manifest."""
+    return f"sha256:{hashlib.sha256(manifest).hexdigest()}"

@@ -1,0 +1,37 @@
+"""Loads the lists of many rows at once, such as the files of a page's versions.
+
+As `selectin` loading of SQLAlchemy does, but with a join to the rows' keys: to find many keys of several columns that
+are given as `IN`, SQLite would read the whole table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import and_, column, inspect, select, values
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+
+def load_lists(session: Session, rows: Sequence[Any], *names: str) -> None:
+    """Loads relationships by their names, for rows of one table whose primary key has the same names in theirs."""
+    if not rows:
+        return
+    primary_key = inspect(type(rows[0])).primary_key
+    key_names = [each.key for each in primary_key]
+    keys = values(*(column(each.key, each.type) for each in primary_key), name="page")
+    keys = keys.data([_key(row, key_names) for row in rows]).cte()
+    for name in names:
+        table = getattr(type(rows[0]), name).property.mapper.class_
+        is_own = and_(*(getattr(table, key) == keys.c[key] for key in key_names))
+        found = defaultdict(list)
+        for item in session.scalars(select(table).join(keys, is_own)):
+            found[_key(item, key_names)].append(item)
+        for row in rows:
+            set_committed_value(row, name, found[_key(row, key_names)])
+
+
+def _key(row: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in names)

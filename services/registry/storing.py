@@ -1,0 +1,212 @@
+"""Storing files in S3 in one pass: hashed, checked and uploaded piece by piece as they come, with flat memory.
+
+Nothing is written to disk. A file's last bytes are given to S3 only when its length, SHA-256 and content are right, so
+a wrong or broken upload never becomes an object. Every storing takes a fresh key (`object_key`). What was stored
+belongs to nobody until a transaction names it (`commit`); objects that a killed process leaves are garbage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+
+import structlog
+
+from atelier.diffusion.safetensors_header import SafetensorsHeader
+from atelier.errors import AtelierError, CancelledError
+from atelier.pb.common.v1.common_pb2 import File
+from atelier.rpc.uploads import ended_early, too_long, wrong_sha256
+from atelier.storage.blobs import BlobStore
+from services.registry import metrics
+from services.registry.content import open_check
+
+BLOBS_PREFIX = "registry/blobs/"
+MAX_STREAMS = 32
+"""Uploads that are stored at the same time, each with up to 32 MiB in memory; others wait for their turn."""
+QUEUED_PIECES = 8
+"""Messages of an upload, of at most 2 MiB each, that may wait while a part goes to S3."""
+_log = structlog.get_logger("atelier.registry")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """A file whose bytes are in S3 and right."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    object_key: str
+    header: SafetensorsHeader | None
+    """Of a safetensors file."""
+
+
+class Storer:
+    """Puts files into S3."""
+
+    def __init__(self, blobs: BlobStore, *, max_streams: int = MAX_STREAMS) -> None:
+        self._blobs = blobs
+        self._turns = asyncio.Semaphore(max_streams)
+        self._threads = ThreadPoolExecutor(max_streams, thread_name_prefix="storing")
+
+    async def store_files(
+        self, pieces: AsyncIterator[bytes], files: Sequence[File], *, field: str
+    ) -> list[StoredFile]:
+        """Stores the files whose bytes follow one another in a client's stream. Either all are stored or none.
+
+        Args:
+            field: the request's field that holds the files, as errors name it.
+
+        Raises:
+            InvalidArgumentError: the stream ended early or went on too long, or a file is not what it should be.
+        """
+        async with self._turns:
+            queue = _PieceQueue()
+            feeding = asyncio.create_task(queue.feed(pieces))
+            # Not `to_thread`: slow clients must not take the threads that short calls run in.
+            work = partial(contextvars.copy_context().run, self._store, _Pieces(queue), files, field)
+            storing = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            try:
+                await asyncio.wait((storing,))
+            except asyncio.CancelledError:
+                queue.put(CancelledError("the upload was broken off"))
+                await asyncio.wait((storing,))
+                if storing.exception() is None:
+                    await asyncio.to_thread(self.discard, storing.result())
+                raise
+            finally:
+                feeding.cancel()
+            return storing.result()
+
+    def store_content(self, pieces: Iterable[bytes], file: File, field: str) -> StoredFile:
+        """Stores one file whose bytes are there already; `field` names the file in errors. Blocks."""
+        source = _Pieces(iter(pieces))
+        stored = self._store_next(source, file, field)
+        if source.take(1):
+            self.discard([stored])
+            raise too_long(field)
+        return stored
+
+    def discard(self, stored: Iterable[StoredFile]) -> None:
+        """Deletes what was stored for nothing; what cannot be deleted now is left to the garbage collection."""
+        keys = [file.object_key for file in stored]
+        try:
+            self._blobs.delete_many(keys)
+        except AtelierError as error:
+            _log.warning("objects left behind", count=len(keys), reason=error.reason)
+
+    def _store(self, source: _Pieces, files: Sequence[File], field: str) -> list[StoredFile]:
+        stored: list[StoredFile] = []
+        try:
+            for index, file in enumerate(files):
+                stored.append(self._store_next(source, file, f"{field}[{index}]"))
+            if source.take(1):
+                raise too_long(field)
+        except BaseException:
+            self.discard(stored)
+            raise
+        return stored
+
+    def _store_next(self, source: _Pieces, file: File, field: str) -> StoredFile:
+        reader = _CheckedFile(source, file, field)
+        key = object_key(file.sha256)
+        self._blobs.put_stream(key, reader, file.size_bytes)
+        metrics.STORED_BYTES.inc(file.size_bytes)
+        return StoredFile(
+            path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, object_key=key, header=reader.header
+        )
+
+
+def object_key(sha256: str) -> str:
+    """A fresh key for a content."""
+    return f"{BLOBS_PREFIX}{sha256[:2]}/{sha256}/{secrets.token_hex(8)}"
+
+
+class _CheckedFile:
+    """One file's bytes on their way to S3, which end with an error unless they are right."""
+
+    def __init__(self, source: _Pieces, file: File, field: str) -> None:
+        self.header: SafetensorsHeader | None = None
+        self._source = source
+        self._file = file
+        self._field = field
+        self._missing = file.size_bytes
+        self._digest = hashlib.sha256()
+        self._check = open_check(file, field)
+
+    def read(self, size_bytes: int) -> bytes:
+        """The next bytes in one piece: so many, or those up to the file's end."""
+        taken: list[bytes] = []
+        wanted = min(size_bytes, self._missing)
+        while wanted:
+            piece = self._source.take(wanted)
+            if not piece:
+                raise ended_early(self._file, self._field, self._missing)
+            self._digest.update(piece)
+            self._check.update(piece)
+            taken.append(piece)
+            wanted -= len(piece)
+            self._missing -= len(piece)
+        if taken and not self._missing:
+            self._finish()
+        return b"".join(taken)
+
+    def _finish(self) -> None:
+        if self._digest.hexdigest() != self._file.sha256:
+            raise wrong_sha256(self._file, self._field, self._digest.hexdigest())
+        self.header = self._check.finish()
+
+
+class _Pieces:
+    """The bytes of one or more files, however they are cut."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def take(self, at_most: int) -> bytes:
+        """The next bytes; none at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._rest = piece
+        taken, self._rest = self._rest[:at_most], self._rest[at_most:]
+        return taken
+
+
+class _PieceQueue(Iterator[bytes]):
+    """Pieces that a thread takes from the event loop, of which only a few wait at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Semaphore(QUEUED_PIECES)
+        self._queue: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    async def feed(self, pieces: AsyncIterator[bytes]) -> None:
+        """Hands the pieces on, then the end, or the error that ended them."""
+        try:
+            async for piece in pieces:
+                await self._room.acquire()
+                self.put(piece)
+            self.put(StopIteration())
+        except Exception as error:
+            self.put(error)
+
+    def put(self, item: bytes | Exception) -> None:
+        """Lets the thread's next step give this piece or raise this error."""
+        self._queue.put(item)
+
+    def __next__(self) -> bytes:
+        item = self._queue.get()
+        if isinstance(item, Exception):
+            self._queue.put(item)  # the end stays the end
+            raise item
+        self._loop.call_soon_threadsafe(self._room.release)
+        return item

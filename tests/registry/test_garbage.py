@@ -1,0 +1,397 @@
+"""Garbage collection: what nobody has goes, what anybody has or may still get stays, whoever collects and when."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from minio import Minio
+from sqlalchemy import func, select, update
+
+from atelier.client import MaintenanceClient, RegistryClient
+from atelier.errors import NotFoundError
+from atelier.local.process import wait_until
+from atelier.local.seaweedfs import SeaweedFS
+from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.scopes import OPERATOR
+from atelier.rpc.status import translated_errors
+from atelier.storage.blobs import BlobStore
+from atelier.storage.database import utc_now
+from services.registry.content_tables import BlobRow, UploadRow
+from services.registry.garbage import Collector, GarbageConfig
+from services.registry.storing import BLOBS_PREFIX, object_key
+from services.registry.upload_rows import FOLDER
+from tests.harness.files import WEIGHTS, adapter_files, version
+from tests.harness.registry import OPERATOR_TENANT, RegistryServer
+from tests.registry.lifecycle import delete_fox
+from tests.registry.store import database_of, rows_of, sha256_of
+from tests.registry.uploads import OWN_FOX, declared, upload
+
+AT_ONCE = 1e-6
+"""A grace period that is over: for tests in which no call goes on."""
+HOUR = 3600.0
+RACE_SECONDS = 8.0
+
+
+@pytest.fixture(scope="module")
+def server(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RegistryServer]:
+    """A registry with a bucket of its own: what other registries of the run store would be garbage to it."""
+    folder = tmp_path_factory.mktemp("registry")
+    server = RegistryServer(folder, seaweedfs.s3_config("garbage"), signing_key_file, {"janitor-seconds": 0})
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def blobs(server: RegistryServer) -> BlobStore:
+    """The bucket."""
+    return BlobStore(server.s3)
+
+
+@pytest.fixture
+def stub(server: RegistryServer, tenant: str) -> Iterator[RegistryServiceStub]:
+    """The test's tenant."""
+    with server.connect(tenant) as connection:
+        yield RegistryServiceStub(connection.channel)
+
+
+@pytest.fixture
+def registry(server: RegistryServer, tenant: str) -> Iterator[RegistryClient]:
+    """The test's tenant, which has the adapter `fox`."""
+    with server.connect(tenant) as connection:
+        client = RegistryClient(connection)
+        client.create_adapter("fox")
+        yield client
+
+
+@pytest.fixture
+def files(tenant: str) -> dict[str, bytes]:
+    """Files with weights that no other test has."""
+    return adapter_files(int(tenant[2:], 16))
+
+
+@pytest.fixture
+def collect_after(server: RegistryServer, blobs: BlobStore) -> Iterator[Callable[[float], Collector]]:
+    """Makes collectors with a grace period of so many seconds."""
+    with database_of(server) as database:
+        yield lambda grace_seconds: Collector(GarbageConfig(grace_seconds=grace_seconds), database, blobs)
+
+
+def lose(stub: RegistryServiceStub) -> None:
+    """Deletes and purges the adapter `fox`."""
+    delete_fox(stub)
+    purge(stub)
+
+
+def purge(stub: RegistryServiceStub) -> None:
+    """Purges the adapter `fox`."""
+    with translated_errors():
+        stub.PurgeDeleted(pb.PurgeDeletedRequest(parent=OWN_FOX))
+
+
+def objects_of(blobs: BlobStore, content: bytes) -> list[str]:
+    """The keys of a content's objects."""
+    return list(blobs.keys(f"{BLOBS_PREFIX}{sha256_of(content)[:2]}/{sha256_of(content)}/"))
+
+
+def test_a_content_goes_when_no_version_has_had_it_for_the_grace_period(
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    blobs: BlobStore,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+) -> None:
+    published = registry.publish("fox", version(), files)
+    delete_fox(stub)
+    collect_after(AT_ONCE).collect()
+    assert len(objects_of(blobs, files[WEIGHTS])) == 1, "deleted, but not purged"
+    purge(stub)
+    collect_after(HOUR).collect()
+    assert len(objects_of(blobs, files[WEIGHTS])) == 1, "within the grace period"
+    counted = collect_after(AT_ONCE).count()
+    collected = collect_after(AT_ONCE).collect()
+    assert collected == counted
+    assert collected.blob_count >= 1
+    assert collected.blob_bytes >= len(files[WEIGHTS])
+    assert objects_of(blobs, files[WEIGHTS]) == []
+    with pytest.raises(NotFoundError):
+        registry.download(published, WEIGHTS)
+    assert collect_after(AT_ONCE).collect().ListFields() == []
+
+
+def test_a_content_that_another_tenant_has_stays(
+    server: RegistryServer,
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    tenant: str,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+) -> None:
+    registry.publish("fox", version(), files)
+    with server.connect(f"{tenant}-2") as connection:
+        other = RegistryClient(connection)
+        other.create_adapter("fox")
+        kept = other.publish("fox", version(), files)
+        lose(stub)
+        collect_after(AT_ONCE).collect()
+        assert other.download(kept, WEIGHTS) == files[WEIGHTS]
+
+
+def test_a_content_that_comes_back_within_the_grace_period_stays(
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+) -> None:
+    registry.publish("fox", version(), files)
+    lose(stub)
+    registry.create_adapter("fox")
+    again = registry.publish("fox", version(), files)
+    collect_after(AT_ONCE).collect()
+    assert registry.download(again, WEIGHTS) == files[WEIGHTS]
+
+
+def test_objects_of_nothing_go_and_other_keys_are_never_touched(
+    blobs: BlobStore, registry: RegistryClient, files: dict[str, bytes], collect_after: Callable[[float], Collector]
+) -> None:
+    published = registry.publish("fox", version(), files)
+    orphan, part = object_key(sha256_of(b"x")), f"{FOLDER}acme/u-gone/part"
+    others = [f"sha256/{sha256_of(b'x')}", "jobs/1/checkpoint", "registry-of-somebody-else"]
+    for key in (orphan, part, *others):
+        blobs.put(key, b"x")
+    assert collect_after(HOUR).collect().orphan_count == 0
+    counted = collect_after(AT_ONCE).count()
+    assert blobs.size_bytes(orphan) == 1, "counted, not collected"
+    assert collect_after(AT_ONCE).collect().orphan_count == counted.orphan_count == 2
+    assert [blobs.size_bytes(key) for key in (orphan, part)] == [None, None]
+    assert [blobs.size_bytes(key) for key in others] == [1, 1, 1]
+    assert registry.download(published, WEIGHTS) == files[WEIGHTS]
+
+
+def test_parts_of_an_object_that_a_killed_registry_leaves_go(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path
+) -> None:
+    s3 = seaweedfs.s3_config("killed")
+    server = RegistryServer(tmp_path, s3, signing_key_file)
+    server.start()
+    store = Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=False, region=s3.region)
+    BlobStore(s3).create_bucket()
+    large = adapter_files(weights_bytes=24_000_000)
+    done = threading.Event()
+
+    def messages() -> Iterator[pb.PublishVersionRequest]:
+        half = b"".join(large.values())[: len(large[WEIGHTS]) // 2]
+        pieces = (half[start : start + 2**20] for start in range(0, len(half), 2**20))
+        yield from upload(version(files=declared(large)), pieces)
+        done.wait()
+
+    with server.connect("acme") as connection:
+        RegistryClient(connection).create_adapter("fox")
+        call = RegistryServiceStub(connection.channel).PublishVersion.future(messages())
+        wait_until(
+            lambda: bool(store._list_multipart_uploads("killed").uploads), timeout_seconds=30, what="a part is stored"
+        )
+        server.kill()
+        assert call.exception() is not None
+        done.set()
+    with database_of(server) as database:
+        collected = Collector(GarbageConfig(grace_seconds=AT_ONCE), database, BlobStore(s3)).collect()
+    assert collected.orphan_count == 4, "the three small files, and the parts of the large one"
+    assert store._list_multipart_uploads("killed").uploads == []
+    assert list(BlobStore(s3).keys("")) == []
+
+
+def test_an_upload_whose_time_is_over_goes_with_its_parts(
+    server: RegistryServer,
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    blobs: BlobStore,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+    tenant: str,
+) -> None:
+    begun = [
+        stub.CreateUpload(pb.CreateUploadRequest(parent=OWN_FOX, version=version(files=declared(files))))
+        for _ in range(2)
+    ]
+    for each in begun:
+        spec = pb.WriteUploadSpec(upload=each.name, path=WEIGHTS)
+        data = pb.WriteUploadRequest(data=files[WEIGHTS])
+        stub.WriteUpload(iter([pb.WriteUploadRequest(spec=spec), data]))
+    over, ongoing = (each.name.rsplit("/", 1)[1] for each in begun)
+    with rows_of(server) as session:
+        session.execute(update(UploadRow).where(UploadRow.upload_id == over).values(expire_time=utc_now()))
+    assert collect_after(HOUR).collect().upload_count == 1
+    assert [key.split("/")[3] for key in blobs.keys(f"{FOLDER}{tenant}/")] == [ongoing]
+    assert collect_after(AT_ONCE).collect().ListFields() == []
+    assert stub.GetUpload(pb.GetUploadRequest(name=begun[1].name)).files[-1].received_bytes == len(files[WEIGHTS])
+
+
+class Zombie(BlobStore):
+    """A collector's way to the bucket that hangs before the first deletion of contents until it is let go on."""
+
+    def __init__(self, server: RegistryServer) -> None:
+        super().__init__(server.s3)
+        self.hangs = threading.Event()
+        self.goes_on = threading.Event()
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        self.hangs.set()
+        assert self.goes_on.wait(60)
+        super().delete_many(keys)
+
+
+def test_a_collector_that_deletes_late_cannot_hurt_a_content_that_has_come_back(
+    server: RegistryServer,
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    blobs: BlobStore,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+) -> None:
+    registry.publish("fox", version(), files)
+    lose(stub)
+    (old_key,) = objects_of(blobs, files[WEIGHTS])
+    zombie = Zombie(server)
+    with database_of(server) as database, ThreadPoolExecutor(1) as pool:
+        late = Collector(GarbageConfig(grace_seconds=HOUR), database, zombie)
+        collecting = pool.submit(late.remove_contents, utc_now())
+        assert zombie.hangs.wait(60)
+        registry.create_adapter("fox")
+        again = registry.publish("fox", version(), files)
+        zombie.goes_on.set()
+        assert collecting.result()[0] >= 1
+    assert blobs.size_bytes(old_key) is None
+    assert registry.download(again, WEIGHTS) == files[WEIGHTS]
+    assert len(objects_of(blobs, files[WEIGHTS])) == 1
+
+
+class Killed(Exception):
+    """The end of a collector's process."""
+
+
+class Mortal(BlobStore):
+    """A way to the bucket of a process that is killed before it deletes anything."""
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        raise Killed
+
+
+def test_what_a_killed_collector_leaves_the_next_one_takes(
+    server: RegistryServer,
+    registry: RegistryClient,
+    stub: RegistryServiceStub,
+    blobs: BlobStore,
+    files: dict[str, bytes],
+    collect_after: Callable[[float], Collector],
+) -> None:
+    registry.publish("fox", version(), files)
+    lose(stub)
+    with database_of(server) as database, pytest.raises(Killed):
+        Collector(GarbageConfig(grace_seconds=AT_ONCE), database, Mortal(server.s3)).collect()
+    assert len(objects_of(blobs, files[WEIGHTS])) == 1
+    assert collect_after(AT_ONCE).collect().orphan_count >= 1
+    assert objects_of(blobs, files[WEIGHTS]) == []
+
+
+def test_contents_that_come_and_go_under_several_collectors_are_never_lost(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path, database_url: str
+) -> None:
+    """Publishers of the same bytes, each of which loses them again, against collectors without any grace period."""
+    s3 = seaweedfs.s3_config(f"race-{database_url.partition('+')[0].partition(':')[0]}")
+    server = RegistryServer(tmp_path, s3, signing_key_file, {"database-url": database_url, "janitor-seconds": 0})
+    server.start()
+    files, over = adapter_files(), threading.Event()
+
+    def publish(tenant: str) -> int:
+        with server.connect(tenant) as connection:
+            registry, stub = RegistryClient(connection), RegistryServiceStub(connection.channel)
+            for count in itertools.count(1):
+                registry.create_adapter("fox")
+                published = registry.publish("fox", version(), files)
+                assert registry.download(published, WEIGHTS) == files[WEIGHTS]
+                if over.is_set():
+                    return count
+                lose(stub)
+        raise AssertionError("counts without end")
+
+    def collect(_: int) -> int:
+        with database_of(server) as database:
+            collector, removed = Collector(GarbageConfig(grace_seconds=HOUR), database, BlobStore(s3)), 0
+            while not over.is_set():
+                removed += collector.remove_contents(utc_now())[0]
+        return removed
+
+    with ThreadPoolExecutor(6) as pool:
+        timer = threading.Timer(RACE_SECONDS, over.set)
+        timer.start()
+        published = pool.map(publish, ["a", "b", "c"])
+        collected = pool.map(collect, range(2))
+        assert sum(published) > 6
+        assert sum(collected) > 4
+    assert_consistent(server, s3_objects=list(BlobStore(s3).keys(BLOBS_PREFIX)))
+    server.stop()
+
+
+def assert_consistent(server: RegistryServer, *, s3_objects: list[str]) -> None:
+    """Every row has its object and every object its row, and the tenants' counts are right."""
+    with rows_of(server) as session:
+        keys = session.scalars(select(BlobRow.object_key)).all()
+        assert sorted(keys) == sorted(s3_objects)
+        assert session.scalar(select(func.count()).where(BlobRow.unreferenced_time.is_not(None))) == 0
+    for tenant in ("a", "b", "c"):
+        with server.connect(tenant) as connection:
+            counted = RegistryClient(connection).tenant()
+            assert counted.version_count == 1
+            assert counted.stored_bytes == sum(map(len, adapter_files().values()))
+
+
+def test_the_janitor_does_it_all_by_itself(seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path) -> None:
+    server = RegistryServer(tmp_path, seaweedfs.s3_config("janitor"), signing_key_file, {"janitor-seconds": 0.2})
+    server.start()
+    with server.connect("acme") as connection:
+        registry, stub = RegistryClient(connection), RegistryServiceStub(connection.channel)
+        registry.create_adapter("fox")
+        for seed in range(3):
+            registry.publish("fox", version(), adapter_files(seed))
+        fox = pb.Adapter(name=OWN_FOX, retention=pb.RetentionPolicy(keep_last=1))
+        stub.UpdateAdapter(pb.UpdateAdapterRequest(adapter=fox))
+        wait_until(lambda: len(list(registry.versions("fox"))) == 1, timeout_seconds=30, what="retention is applied")
+        begun = stub.CreateUpload(
+            pb.CreateUploadRequest(parent=OWN_FOX, version=version(files=declared(adapter_files())))
+        )
+        upload_id = begun.name.rsplit("/", 1)[1]
+        with rows_of(server) as session:
+            session.execute(
+                update(UploadRow).where(UploadRow.upload_id == upload_id).values(expire_time=utc_now() - timedelta(1))
+            )
+        name = 'atelier_registry_collected_total{kind="upload_count"}'
+        wait_until(lambda: server.metrics().get(name) == 1, timeout_seconds=30, what="the upload is collected")
+    assert server.metrics()["atelier_registry_janitor_failures_total"] == 0
+    server.stop()
+
+
+def test_an_operator_collects_by_hand(server: RegistryServer) -> None:
+    with server.connect(OPERATOR_TENANT, OPERATOR) as connection:
+        client = MaintenanceClient(connection)
+        client.collect_garbage()
+        assert client.collect_garbage(validate_only=True).ListFields() == []
+
+
+def test_a_grace_period_that_a_call_could_outlive_is_refused(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path
+) -> None:
+    options = {"gc-grace-seconds": 600, "max-unary-seconds": 600}
+    server = RegistryServer(tmp_path, seaweedfs.s3_config("grace"), signing_key_file, options)
+    server.process.start()
+    assert server.exit_status() == 2
+    assert "--gc-grace-seconds must exceed --max-unary-seconds" in server.process.log_path.read_text()

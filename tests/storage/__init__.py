@@ -1,0 +1,1 @@
+"""Tests of SQL and S3 as the services use them."""
