@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 # Processes on few cores must not spin while they wait for each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test test-all lint format protos lock bench bench-methods clean
+.PHONY: help setup demo test test-all lint format protos lock bench bench-methods bench-registry clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED)  ## Create .venv with everything that requirements.lock names
 
@@ -53,6 +53,9 @@ bench: setup  ## Atelier beside diffusers with PEFT, in one run
 
 bench-methods: setup  ## The five methods before and after; PEER=DIR, diffusers' examples folder, beside them
 	$(BIN)/python -m bench.methods $(if $(PEER),--peer-scripts $(PEER))
+
+bench-registry: setup  ## The registry beside the bare S3 client, and with 1,000 and 100,000 versions
+	$(BIN)/python -m bench.registry
 
 clean:  ## Remove what the targets above made
 	rm -rf $(VENV) demo build .data

@@ -16,6 +16,7 @@ from atelier.local.process import ManagedProcess, free_ports, wait_until
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.rpc.identity import TokenAuthority, create_key_file
 from atelier.rpc.scopes import ADMIN, OPERATOR
+from bench.measure import peak_resident_bytes
 
 TENANT = "bench"
 BUCKET = "atelier"
@@ -70,10 +71,9 @@ class Registry:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._running.close()
 
-    @property
-    def pid(self) -> int:
-        """Of the registry's process."""
-        return self._process.pid
+    def peak_bytes(self) -> int:
+        """The most memory that the registry's process has had since it started."""
+        return peak_resident_bytes(self._process.pid)
 
     def _serves(self) -> bool:
         self._process.check_alive()

@@ -25,7 +25,7 @@ from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription, Compone
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.uploads import PIECE_BYTES, pieces_of
 from atelier.storage.blobs import BlobStore
-from bench.measure import Result, peak_resident_bytes, take_turns
+from bench.measure import Result, take_turns
 from bench.registry_server import Registry
 
 ADAPTER = "tenants/-/adapters/large"
@@ -76,10 +76,6 @@ class Transfers:
             "Atelier, signed GET": self._get_signed,
         }
         return take_turns(contenders, turns=turns)
-
-    def registry_peak_bytes(self) -> int:
-        """The most memory that the registry has had since it started."""
-        return peak_resident_bytes(self._registry.pid)
 
     def _put_with_minio(self) -> None:
         self._renew()

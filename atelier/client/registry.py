@@ -71,9 +71,10 @@ class RegistryClient:
         with translated_errors():
             return self._stub.PublishVersion(messages())
 
-    def versions(self, adapter: str) -> Iterator[pb.Version]:
-        """All versions of an adapter, newest first."""
-        return paged(self._stub.ListVersions, pb.ListVersionsRequest(parent=adapter_name(adapter)), "versions")
+    def versions(self, adapter: str, *, filter: str = "") -> Iterator[pb.Version]:
+        """The versions of an adapter, newest first; all, or those that a filter such as `method = "lora"` lets pass."""
+        request = pb.ListVersionsRequest(parent=adapter_name(adapter), filter=filter)
+        return paged(self._stub.ListVersions, request, "versions")
 
     def resolve(self, reference: str, *, timeout_seconds: float | None = None) -> pb.Version:
         """The version that `NAME`, `NAME@ALIAS` or `NAME@VERSION` means now."""

@@ -114,8 +114,9 @@ def open_channel(
         channel = grpc.insecure_channel(address, options=_OPTIONS)
     else:
         raise FailedPreconditionError(
-            f"no token is sent to {address} without TLS: name the server's authorities (ATELIER_CA_FILE), or allow "
-            "plaintext where the network itself is protected (ATELIER_ALLOW_PLAINTEXT=1)",
+            f"no token is sent to {address} without TLS: name the server's authorities (ATELIER_CA_FILE, "
+            "--registry-ca-file), or allow plaintext where the network itself is protected "
+            "(ATELIER_ALLOW_PLAINTEXT=1, --registry-plaintext)",
             reason="PLAINTEXT_REFUSED",
         )
     return grpc.intercept_channel(channel, _Credential(token))

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from atelier.client.connection import Endpoint
-from atelier.rpc.channel import ClientTls
+from atelier.rpc.channel import ClientTls, is_loopback
 from atelier.rpc.identity import Authenticator, TokenAuthority, Verifier
 from atelier.rpc.oidc import OidcConfig, OidcVerifier
 from atelier.rpc.server import ServerConfig
@@ -121,6 +121,8 @@ def registry_endpoint(values: dict[str, Any]) -> Endpoint:
     ca, certificate, key = (values[f"registry_{name}_file"] for name in ("ca", "certificate", "key"))
     if (certificate or key) and not ca:
         raise click.UsageError("--registry-certificate-file and --registry-key-file need --registry-ca-file")
+    if not (ca or values["registry_plaintext"] or is_loopback(values["registry"])):
+        raise click.UsageError("a registry on another machine needs --registry-ca-file, or --registry-plaintext")
     return Endpoint(
         address=values["registry"],
         tls=ClientTls(ca_file=ca, certificate_file=certificate, key_file=key) if ca else None,

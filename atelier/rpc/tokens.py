@@ -30,6 +30,8 @@ from atelier.rpc.status import translated_errors
 GOOD_SECONDS = 30.0
 REFUSED_SECONDS = 5.0
 ASK_SECONDS = 5.0
+TOKEN_SECONDS = 60.0
+"""Of the own token with which a service asks."""
 MAX_REMEMBERED = 10_000
 ASKING_THREADS = 4
 SERVICE_TENANT = "atelier"
@@ -138,7 +140,7 @@ def verified_by(
 
     def own_token() -> str:
         return authority.issue(
-            tenant=SERVICE_TENANT, subject=subject, scopes=[OPERATOR], lifetime_seconds=2 * ASK_SECONDS
+            tenant=SERVICE_TENANT, subject=subject, scopes=[OPERATOR], lifetime_seconds=TOKEN_SECONDS
         )
 
     with registry.connect(own_token) as connection:

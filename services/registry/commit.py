@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
-from atelier.errors import UnavailableError
+from atelier.errors import DeadlineExceededError, UnavailableError
 from atelier.manifest import digest_of
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.signing import Signer
@@ -54,9 +55,17 @@ def _nothing_else(session: Session) -> None:
 
 
 class Committer:
-    """Makes drafts visible."""
+    """Makes drafts visible.
 
-    def __init__(self, database: Database, storer: Storer, quotas: Quotas, signer: Signer) -> None:
+    Args:
+        max_age: of what was stored. Well below the garbage collection's grace period, so that what a version is about
+            to name is not collected meanwhile, however long a call or its thread took.
+    """
+
+    def __init__(
+        self, database: Database, storer: Storer, quotas: Quotas, signer: Signer, *, max_age: timedelta
+    ) -> None:
+        self._max_age = max_age
         self._database = database
         self._storer = storer
         self._quotas = quotas
@@ -101,6 +110,8 @@ class Committer:
         adapter = adapters.lock(session, ids["tenant"], ids["adapter"])
         owner = quota.lock(session, adapter.tenant)
         self._quotas.check(session, adapter.tenant, draft.stored)
+        if utc_now() - min(file.begin_time for file in draft.stored) > self._max_age:
+            raise DeadlineExceededError("it took so long that its bytes may be gone; send them again")
         contents.attach(session, owner, draft.stored)
         adapter.last_number += 1
         adapter.latest_number = adapter.last_number

@@ -33,6 +33,8 @@ class BlobRow(Table):
     """Since when no version has it; None while one has."""
     scrub_time: Mapped[datetime] = mapped_column(default=utc_now)
     """When its bytes were last found to have its SHA-256."""
+    rot_time: Mapped[datetime | None]
+    """Since when its bytes are known to be missing or changed; None while they are not."""
 
 
 class TenantRow(Table):

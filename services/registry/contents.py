@@ -23,7 +23,8 @@ from services.registry.tables import VersionRow
 def attach(session: Session, owner: TenantRow, stored: Sequence[StoredFile]) -> None:
     """Counts a new version and its contents for its tenant, whose row is locked. New contents lie where `stored` says.
 
-    Of contents that are there already the older object stays; `unused` tells which of `stored` are in nobody's use.
+    Of contents that are there already the older object stays, unless a scrub found it rotten: then the new one takes
+    its place, for all versions. `unused` tells which of `stored` are in nobody's use.
     """
     owner.version_count += 1
     counts = Counter(file.sha256 for file in stored)
@@ -33,7 +34,7 @@ def attach(session: Session, owner: TenantRow, stored: Sequence[StoredFile]) -> 
         if blob is None:
             session.add(_new_row(files[sha256]))
         else:
-            blob.unreferenced_time = None
+            _take_up(blob, files[sha256])
         _count(session, owner, files[sha256], counts[sha256])
         session.flush()
 
@@ -72,6 +73,12 @@ def unused(session: Session, stored: Sequence[StoredFile]) -> list[StoredFile]:
 def _lock(session: Session, sha256: str) -> BlobRow | None:
     query = select(BlobRow).where(BlobRow.sha256 == sha256).with_for_update()
     return session.scalar(query.execution_options(populate_existing=True))
+
+
+def _take_up(blob: BlobRow, file: StoredFile) -> None:
+    blob.unreferenced_time = None
+    if blob.rot_time is not None:
+        blob.object_key, blob.rot_time, blob.scrub_time = file.object_key, None, utc_now()
 
 
 def _new_row(file: StoredFile) -> BlobRow:

@@ -15,7 +15,7 @@ from atelier.rpc.names import shown
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database, to_timestamp
 from atelier.storage.presigning import MAX_GET_SECONDS, Presigner, SignedRequest
-from services.registry import versions
+from services.registry import metrics, versions
 from services.registry.content_tables import BlobRow
 from services.registry.tables import FileRow
 
@@ -41,6 +41,7 @@ class Downloader:
         try:
             async for piece in _read_ahead(self._blobs.stream(key, request.offset_bytes, limit_bytes)):
                 missing -= len(piece)
+                metrics.SERVED_BYTES.inc(len(piece))
                 yield pb.DownloadFileResponse(data=piece)
         except NotFoundError as error:
             raise _lost(request) from error

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from atelier.diffusion.formats import diffusers_form, kohya_form, word_forms
+from atelier.diffusion.formats.tensor_file import Array, save_tensors
 from atelier.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
@@ -29,12 +30,14 @@ from atelier.storage.database import Database
 from services.registry import base_models, versions
 from services.registry.base_models import KnownBase
 from services.registry.downloads import Downloader
-from services.registry.imports import MAX_FILE_BYTES
+from services.registry.imports import MAX_FILE_BYTES, describe_file
 from services.registry.weights import MAX_RANK
 
 _Request = pb.ExportVersionRequest
 _NEEDED = {_Request.FORMAT_KOHYA: diffusers_form.FILE_NAME, _Request.FORMAT_EMBEDDING: word_forms.FILE_NAME}
 _RECIPE = "recipe.json"
+# The tensors of files by the files' names.
+Files = Mapping[str, Mapping[str, Array]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +94,16 @@ class Exporter:
     ) -> list[tuple[File, Path]]:
         """Files of this form in `folder`."""
         weights = await self._fetch(source.version, _NEEDED[wanted], folder)
+        recipe = None
+        if any(file.path == _RECIPE for file in source.version.files):
+            recipe = await self._fetch(source.version, _RECIPE, folder)
+
+        def convert() -> list[tuple[File, Path]]:
+            is_kohya = wanted == _Request.FORMAT_KOHYA
+            return _write(_to_kohya(weights, source) if is_kohya else _to_embeddings(weights, recipe, source), folder)
+
         async with self._turn:
-            if wanted == _Request.FORMAT_KOHYA:
-                contents = await asyncio.to_thread(_to_kohya, weights, source)
-            else:
-                has_recipe = any(file.path == _RECIPE for file in source.version.files)
-                recipe = await self._fetch(source.version, _RECIPE, folder) if has_recipe else None
-                contents = await asyncio.to_thread(_to_embeddings, weights, recipe, source)
-            return await asyncio.to_thread(_write, contents, folder)
+            return await asyncio.to_thread(convert)
 
     async def _fetch(self, version: pb.Version, path: str, folder: Path) -> Path:
         """A file of the version in `folder`."""
@@ -134,13 +139,13 @@ def _download(version: pb.Version, path: str) -> pb.DownloadFileRequest:
     return pb.DownloadFileRequest(version=version.name, path=path)
 
 
-def _to_kohya(weights: Path, source: _Source) -> dict[str, bytes]:
+def _to_kohya(weights: Path, source: _Source) -> Files:
     assert source.base is not None, "it was looked up for a conversion"
     updates = diffusers_form.read_diffusers(weights, source.base.shapes, max_rank=MAX_RANK, field="version")
-    return {f"{source.adapter_id}.safetensors": kohya_form.write_kohya(updates, source.base.shapes)}
+    return {f"{source.adapter_id}.safetensors": kohya_form.kohya_tensors(updates, source.base.shapes)}
 
 
-def _to_embeddings(weights: Path, recipe: Path | None, source: _Source) -> dict[str, bytes]:
+def _to_embeddings(weights: Path, recipe: Path | None, source: _Source) -> Files:
     assert source.base is not None, "it was looked up for a conversion"
     keys = word_forms.table_keys(source.base.shapes)
     widths = {key: source.base.embedding_sizes[component] for component, key in keys.items()}
@@ -150,7 +155,7 @@ def _to_embeddings(weights: Path, recipe: Path | None, source: _Source) -> dict[
     names = [source.adapter_id] if words == 1 else [f"{source.adapter_id}-{index + 1}" for index in range(words)]
     length = vectors // words
     return {
-        f"{name}.safetensors": word_forms.write_embedding(
+        f"{name}.safetensors": word_forms.embedding_tensors(
             {key: table[index * length : (index + 1) * length] for key, table in tables.items()}
         )
         for index, name in enumerate(names)
@@ -168,11 +173,10 @@ def word_count(recipe: bytes, vectors: int) -> int:
     return words if words and agrees else 1
 
 
-def _write(contents: Mapping[str, bytes], folder: Path) -> list[tuple[File, Path]]:
+def _write(files: Files, folder: Path) -> list[tuple[File, Path]]:
     written = []
-    for name, content in contents.items():
+    for name, tensors in files.items():
         path = folder / f"converted-{name}"
-        path.write_bytes(content)
-        file = File(path=name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        written.append((file, path))
+        save_tensors(tensors, path)
+        written.append((describe_file(name, path), path))
     return written

@@ -44,11 +44,11 @@ class Field(Protocol):
         """What the term says of a row."""
         ...
 
-    def lookup(self, term: Term, tenant: str) -> ColumnElement[bool] | None:
+    def lookup(self, term: Term, tenant: str, limit: int | None = None) -> ColumnElement[bool] | None:
         """The same of the tenant's rows alone, in a form that makes a database begin with the term's own index.
 
         None when there is no such index. The tenant comes as part of a list: beside `tenant = ?`, SQLite would rather
-        walk through all of the tenant's rows in the order that is asked for.
+        walk through all of the tenant's rows in the order that is asked for. With a `limit` the list has no more.
         """
         ...
 
@@ -66,7 +66,7 @@ class TextField:
             return _contains(self.column, term)
         return _equals(self.column, term) if term.comparator == "=" else not_(_equals(self.column, term))
 
-    def lookup(self, term: Term, tenant: str) -> ColumnElement[bool] | None:
+    def lookup(self, term: Term, tenant: str, limit: int | None = None) -> ColumnElement[bool] | None:
         if not self.indexed or term.comparator != "=" or term.value.is_prefix:
             return None
         return tuple_(self.column.class_.tenant, self.column).in_([(tenant, term.value.text)])
@@ -82,7 +82,7 @@ class TimeField:
     def condition(self, term: Term) -> ColumnElement[bool]:
         return _COMPARE[term.comparator](self.column, _moment(term))
 
-    def lookup(self, term: Term, tenant: str) -> ColumnElement[bool] | None:
+    def lookup(self, term: Term, tenant: str, limit: int | None = None) -> ColumnElement[bool] | None:
         return None
 
 
@@ -101,10 +101,10 @@ class SetField:
     def condition(self, term: Term) -> ColumnElement[bool]:
         return _exists(self.column.class_, self.owner, _equals(self.column, term))
 
-    def lookup(self, term: Term, tenant: str) -> ColumnElement[bool] | None:
+    def lookup(self, term: Term, tenant: str, limit: int | None = None) -> ColumnElement[bool] | None:
         if term.value.is_prefix:
             return None
-        return _among(self.column.class_, self.owner, tenant, _equals(self.column, term))
+        return _among(self.column.class_, self.owner, tenant, _equals(self.column, term), limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +119,11 @@ class NumberField:
     def condition(self, term: Term) -> ColumnElement[bool]:
         return _exists(self.table, self.owner, self._matches(term))
 
-    def lookup(self, term: Term, tenant: str) -> ColumnElement[bool] | None:
-        return None if term.comparator == "!=" else _among(self.table, self.owner, tenant, self._matches(term))
+    def lookup(self, term: Term, tenant: str, limit: int | None = None) -> ColumnElement[bool] | None:
+        return None if term.comparator == "!=" else _among(self.table, self.owner, tenant, self._matches(term), limit)
 
     def _matches(self, term: Term) -> ColumnElement[bool]:
-        right = true() if term.comparator == ":" else _COMPARE[term.comparator](self.table.value, _number(term))
-        if term.comparator == ":" and (term.value.text or not term.value.is_prefix):
-            raise invalid_at(term.position, f"{term.field} is a number; right of : stands *, which asks if it is there")
-        return and_(self.table.name == self.name, right)
+        return and_(self.table.name == self.name, compared(self.table.value, term))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +148,12 @@ class Fields:
             case Term():
                 return self._field(node).condition(node)
 
-    def lookups(self, node: Node, tenant: str) -> Iterator[ColumnElement[bool]]:
-        """Of the terms that every row must fulfil, those that an index answers."""
+    def lookups(self, node: Node, tenant: str, limit: int) -> Iterator[tuple[ColumnElement[bool], ColumnElement[bool]]]:
+        """The lookups, limited and not, of those terms that every row must fulfil and an index answers."""
         for term in necessary_terms(node):
-            lookup = self._field(term).lookup(term, tenant)
-            if lookup is not None:
-                yield lookup
+            limited, whole = (self._field(term).lookup(term, tenant, each) for each in (limit, None))
+            if limited is not None and whole is not None:
+                yield limited, whole
 
     def _field(self, term: Term) -> Field:
         head, dot, rest = term.field.partition(".")
@@ -186,6 +183,15 @@ def necessary_terms(node: Node | None) -> Sequence[Term]:
     return []
 
 
+def compared(value: Any, term: Term) -> ColumnElement[bool]:
+    """What a term says of a number; of one that is there, `:*` is true."""
+    if term.comparator != ":":
+        return _COMPARE[term.comparator](value, _number(term))
+    if term.value.text or not term.value.is_prefix:
+        raise invalid_at(term.position, f"{term.field} is a number; right of : stands *, which asks if it is there")
+    return true()
+
+
 def _equals(column: Any, term: Term) -> ColumnElement[bool]:
     text = term.value.text
     return func.substr(column, 1, len(text)) == text if term.value.is_prefix else column == text
@@ -202,9 +208,11 @@ def _exists(table: Any, owner: tuple[Any, ...], matches: ColumnElement[bool]) ->
     return exists().where(*(getattr(table, column.key) == column for column in owner), matches)
 
 
-def _among(table: Any, owner: tuple[Any, ...], tenant: str, matches: ColumnElement[bool]) -> ColumnElement[bool]:
+def _among(
+    table: Any, owner: tuple[Any, ...], tenant: str, matches: ColumnElement[bool], limit: int | None
+) -> ColumnElement[bool]:
     keys = select(*(getattr(table, column.key) for column in owner)).where(table.tenant == tenant, matches)
-    return tuple_(*owner).in_(keys)
+    return tuple_(*owner).in_(keys.limit(limit))
 
 
 def _moment(term: Term) -> datetime:

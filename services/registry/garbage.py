@@ -4,9 +4,9 @@ Safe while everything else goes on, by several collectors at once, and when kill
 
 - A content's row goes first, under its lock and only while no tenant has it; its object goes after the commit. A
   content that comes back meanwhile gets another row and another key, so a late deletion cannot hurt it.
-- An object that no row names belongs to a call that goes on, or to nothing. No call lives as long as the grace period,
-  so what is older belongs to nothing. The clocks of the registry and of the object store must agree to within the
-  difference between the two.
+- An object that no row names belongs to a call that goes on, or to nothing. No version is committed whose objects are
+  older than half the grace period (`commit`), so what is older than the whole belongs to nothing. The clocks of the
+  registry and of the object store must agree to within the other half.
 
 A bucket belongs to one registry: objects of another one's would be garbage here. Only keys that begin with
 `registry/` are looked at; contents from before there were such keys lose their rows, never their objects.
@@ -43,7 +43,7 @@ class GarbageConfig:
     """How long garbage stays."""
 
     grace_seconds: float = 24 * 3600.0
-    """Must exceed the longest call (`atelier.rpc.server.ServerConfig.max_unary_seconds`)."""
+    """At least twice the longest call (`atelier.rpc.server.ServerConfig.max_unary_seconds`)."""
 
     def __post_init__(self) -> None:
         if self.grace_seconds <= 0:

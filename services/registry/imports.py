@@ -4,27 +4,28 @@ The file waits in the spool folder until it is there whole; then it is read (`at
 compared with the base model and written anew, in float32. What is stored has none of the file's metadata, nor its name.
 A file that is not understood to its last tensor is refused, and nothing is stored.
 
-Converting holds a file in memory, twice for a moment: one import is converted at a time, the others wait.
+Converting holds a file's numbers in memory, as float32: one import is converted at a time, the others wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from atelier.diffusion.formats import diffusers_form, word_forms
 from atelier.diffusion.formats.foreign import read_foreign
+from atelier.diffusion.formats.tensor_file import save_tensors
 from atelier.diffusion.safetensors_header import check_safetensors_header
 from atelier.errors import InvalidArgumentError
 from atelier.manifest import canonical_manifest, digest_of
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER
-from atelier.rpc.uploads import PIECE_BYTES, check_content, data_pieces, receive_file
+from atelier.rpc.uploads import check_content, data_pieces, pieces_of, receive_file
 from atelier.storage.database import Database
 from atelier.storage.requests import earlier_answer
 from services.registry import adapters, base_models
@@ -101,10 +102,10 @@ class Importer:
 
     def _import(self, spec: pb.ImportVersionSpec, version: pb.Version, base: KnownBase, path: Path) -> pb.Version:
         """Converts the file and publishes what comes out of it."""
-        contents = _convert(path, version, base)
-        headers = {name: check_safetensors_header(content) for name, content in contents.items() if _is_weights(name)}
+        paths = _convert(path, version, base)
+        headers = {name: check_safetensors_header(path) for name, path in paths.items() if _is_weights(name)}
         weights = summarize(headers, base, _FILE_FIELD)
-        version.files.extend(_describe(name, content) for name, content in sorted(contents.items()))
+        version.files.extend(describe_file(name, path) for name, path in sorted(paths.items()))
         manifest = canonical_manifest(version)
         if spec.validate_only:
             version.digest, version.family = digest_of(manifest), base.family
@@ -113,17 +114,17 @@ class Importer:
         draft = VersionDraft(
             version=version,
             manifest=manifest,
-            stored=self._store(contents, version.files),
+            stored=self._store(paths, version.files),
             family=base.family,
             weights=weights,
         )
         return self._committer.commit(spec, ADAPTER.parse(spec.parent, "spec.parent"), draft)
 
-    def _store(self, contents: Mapping[str, bytes], files: Iterable[File]) -> list[StoredFile]:
+    def _store(self, paths: Mapping[str, Path], files: Iterable[File]) -> list[StoredFile]:
         stored: list[StoredFile] = []
         try:
             for file in files:
-                stored.append(self._storer.store_content(_cut(contents[file.path]), file, _FILE_FIELD))
+                stored.append(self._storer.store_content(pieces_of([paths[file.path]]), file, _FILE_FIELD))
         except BaseException:
             self._storer.discard(stored)
             raise
@@ -139,29 +140,31 @@ def _checked(spec: pb.ImportVersionSpec, max_file_bytes: int) -> pb.Version:
     return check_facts(wanted, _VERSION_FIELD)
 
 
-def _convert(path: Path, version: pb.Version, base: KnownBase) -> dict[str, bytes]:
-    """The version's files by path."""
+def _convert(path: Path, version: pb.Version, base: KnownBase) -> dict[str, Path]:
+    """The version's files, beside the file that was imported, by their paths in the version."""
     keys = word_forms.table_keys(base.shapes)
     widths = {key: base.embedding_sizes[component] for component, key in keys.items()}
     foreign = read_foreign(path, base.shapes, widths, max_rank=MAX_RANK, field=_FILE_FIELD)
-    contents = {"README.md": imported_card(version, foreign).encode()}
+    names = ["README.md"]
+    (path.parent / "README.md").write_text(imported_card(version, foreign))
     if foreign.updates:
-        contents[diffusers_form.FILE_NAME] = diffusers_form.write_diffusers(foreign.updates)
+        names.append(diffusers_form.FILE_NAME)
+        save_tensors(diffusers_form.diffusers_tensors(foreign.updates), path.parent / diffusers_form.FILE_NAME)
     if foreign.tables:
-        contents[word_forms.FILE_NAME] = word_forms.write_words(foreign.tables)
-    return contents
+        names.append(word_forms.FILE_NAME)
+        save_tensors(foreign.tables, path.parent / word_forms.FILE_NAME)
+    return {name: path.parent / name for name in names}
 
 
 def _is_weights(path: str) -> bool:
     return path.endswith(".safetensors")
 
 
-def _describe(path: str, content: bytes) -> File:
-    return File(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
-def _cut(content: bytes) -> Iterator[bytes]:
-    return (content[start : start + PIECE_BYTES] for start in range(0, len(content), PIECE_BYTES))
+def describe_file(name: str, path: Path) -> File:
+    """A file of this name with the bytes of another."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(path=name, size_bytes=path.stat().st_size, sha256=sha256)
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

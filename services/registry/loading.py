@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, column, inspect, select, values
+from sqlalchemy import CTE, and_, column, inspect, select, text
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -19,13 +19,11 @@ def load_lists(session: Session, rows: Sequence[Any], *names: str) -> None:
     """Loads relationships by their names, for rows of one table whose primary key has the same names in theirs."""
     if not rows:
         return
-    primary_key = inspect(type(rows[0])).primary_key
-    key_names = [each.key for each in primary_key]
-    keys = values(*(column(each.key, each.type) for each in primary_key), name="page")
-    keys = keys.data([_key(row, key_names) for row in rows]).cte()
+    key_names = [each.key for each in inspect(type(rows[0])).primary_key]
+    keys = _constant_table([_key(row, key_names) for row in rows])
     for name in names:
         table = getattr(type(rows[0]), name).property.mapper.class_
-        is_own = and_(*(getattr(table, key) == keys.c[key] for key in key_names))
+        is_own = and_(*(getattr(table, key) == part for key, part in zip(key_names, keys.c, strict=True)))
         found = defaultdict(list)
         for item in session.scalars(select(table).join(keys, is_own)):
             found[_key(item, key_names)].append(item)
@@ -35,3 +33,12 @@ def load_lists(session: Session, rows: Sequence[Any], *names: str) -> None:
 
 def _key(row: Any, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in names)
+
+
+def _constant_table(rows: Sequence[tuple[Any, ...]]) -> CTE:
+    """As sqlalchemy.values, which takes longer to compile than the query takes to run."""
+    parameters = {f"r{row}_{part}": value for row, key in enumerate(rows) for part, value in enumerate(key)}
+    width = len(rows[0])
+    lines = (f"({', '.join(f':r{row}_{part}' for part in range(width))})" for row in range(len(rows)))
+    names = [column(f"column{part + 1}") for part in range(width)]
+    return text(f"VALUES {', '.join(lines)}").bindparams(**parameters).columns(*names).cte("page")

@@ -82,8 +82,10 @@ def main(**values: Any) -> None:
 
 async def _serve(values: dict[str, Any]) -> None:
     listening = server_config(values)
-    if values["gc_grace_seconds"] <= listening.max_unary_seconds:
-        raise click.UsageError("--gc-grace-seconds must exceed --max-unary-seconds: what a call stores is no garbage")
+    if values["gc_grace_seconds"] < 2 * listening.max_unary_seconds:
+        raise click.UsageError(
+            "--gc-grace-seconds must be twice --max-unary-seconds or more: what a call stores is no garbage"
+        )
     database = Database(values["database_url"], MIGRATIONS)
     await asyncio.to_thread(database.migrate)
     blobs = BlobStore(s3_config(values))
@@ -120,7 +122,9 @@ def _registry_servicer(
     max_version_bytes = values["max_version_bytes"]
     storer = Storer(blobs)
     key_file = values["manifest_key_file"]
-    committer = Committer(database, storer, quotas, Signer.from_file(key_file) if key_file else Signer())
+    signer = Signer.from_file(key_file) if key_file else Signer()
+    max_age = timedelta(seconds=values["gc_grace_seconds"] / 2)
+    committer = Committer(database, storer, quotas, signer, max_age=max_age)
     values["spool_folder"].mkdir(parents=True, exist_ok=True)
     publishing = PublishConfig(max_version_bytes=max_version_bytes)
     importing = ImportConfig(spool_folder=values["spool_folder"])
@@ -128,7 +132,6 @@ def _registry_servicer(
     presigner = Presigner(s3_config(values), values["s3_public_endpoint"])
     downloader = Downloader(database, blobs, presigner)
     completer = Completer(database, blobs, storer, committer)
-    downloader = Downloader(database, blobs, presigner)
     return RegistryServicer(
         database,
         Publisher(publishing, database, storer, quotas, committer),

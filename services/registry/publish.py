@@ -69,9 +69,7 @@ class Publisher:
         stored = await self._storer.store_files(data_pieces(messages), version.files, field=FILES_FIELD)
         return await asyncio.to_thread(self._commit, spec, version, base, stored)
 
-    def _look_up(
-        self, spec: pb.PublishVersionSpec, version: pb.Version
-    ) -> tuple[pb.Version | None, KnownBase | None]:
+    def _look_up(self, spec: pb.PublishVersionSpec, version: pb.Version) -> tuple[pb.Version | None, KnownBase | None]:
         """What this request has published before, or else the base model. Refuses what could not be committed."""
         ids = ADAPTER.parse(spec.parent, "spec.parent")
         with self._database.transaction(read_only=True) as session:

@@ -1,7 +1,7 @@
 """Scrubbing: reading stored contents again, because stores lose bytes and change them.
 
 Those come first that were not read for longest, so that scrubs with a limit get round to everything. Only what is found
-sound counts as read. Nothing is repaired here.
+sound counts as read. What is not is remembered, and healed by whoever publishes the same bytes again (`contents`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class Scrubber:
             if row is None:
                 return None
             if kind == pb.Rot.KIND_UNSPECIFIED:
-                row.scrub_time = utc_now()
+                row.scrub_time, row.rot_time = utc_now(), None
                 return None
+            row.rot_time = row.rot_time or utc_now()
             metrics.ROTTEN.labels(pb.Rot.Kind.Name(kind).removeprefix("KIND_").lower()).inc()
             return pb.Rot(sha256=blob.sha256, kind=kind, versions=_versions_with(session, blob.sha256))
 

@@ -8,6 +8,7 @@ order by a metric that nearly all versions have, may make it walk through all of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from types import NoneType
 from typing import Any
@@ -20,13 +21,13 @@ from atelier.rpc.names import ADAPTER, ALIAS, TENANT, VERSION
 from atelier.rpc.pages import Page, parse_page
 from atelier.storage.database import UtcDateTime, to_timestamp
 from services.registry import adapters, versions
-from services.registry.filter_grammar import Node, parse_filter
-from services.registry.filters import Fields, NumberField, SetField, TextField, TimeField, necessary_terms
+from services.registry.filter_grammar import Node, Term, parse_filter
+from services.registry.filters import Fields, NumberField, SetField, TextField, TimeField, compared, necessary_terms
 from services.registry.loading import load_lists
 from services.registry.ordering import Found, Order, parse_order
 from services.registry.tables import AdapterRow, AliasMoveRow, MetricRow, TagRow, TriggerWordRow, VersionRow
 
-FEW = 500
+FEW = 2000
 """Rows that are sorted rather than found by a walk in the wanted order."""
 ALL_ADAPTERS = "-"
 METRICS = "metrics"
@@ -68,7 +69,8 @@ def list_adapters(session: Session, request: pb.ListAdaptersRequest) -> pb.ListA
     tenant = TENANT.parse(request.parent, "parent")["tenant"]
     order = parse_order(request.order_by, Order("name", descends=False), ("name", "create_time"))
     tree = parse_filter(request.filter)
-    query = select(AdapterRow).options(lazyload("*")).where(*_passing(session, ADAPTER_FIELDS, tree, AdapterRow, tenant))
+    conditions, _ = _passing(session, ADAPTER_FIELDS, tree, AdapterRow, tenant)
+    query = select(AdapterRow).options(lazyload("*")).where(*conditions)
     if not request.show_deleted:
         query = query.where(AdapterRow.delete_time.is_(None))
     by_name, by_time = [AdapterRow.adapter_id], [AdapterRow.create_time, AdapterRow.adapter_id]
@@ -83,25 +85,25 @@ def list_adapters(session: Session, request: pb.ListAdaptersRequest) -> pb.ListA
 def list_versions(session: Session, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
     """A page of an adapter's versions, or of those of all of the tenant's adapters (AIP-159)."""
     ids = ADAPTER.parse(request.parent, "parent")
+    one_adapter = ids["adapter"] != ALL_ADAPTERS
     order = parse_order(request.order_by, Order("create_time", descends=True), ("create_time",), METRICS)
     tree = parse_filter(request.filter)
-    query = select(VersionRow).options(lazyload("*")).where(*_passing(session, VERSION_FIELDS, tree, VersionRow, ids["tenant"]))
-    if ids["adapter"] != ALL_ADAPTERS:
+    conditions, are_few = _passing(session, VERSION_FIELDS, tree, VersionRow, ids["tenant"])
+    query = select(VersionRow).options(lazyload("*")).where(*conditions)
+    if one_adapter:
         adapters.find(session, **ids, deleted=True)
         query = query.where(VersionRow.adapter_id == ids["adapter"])
     if not request.show_deleted:
         query = query.where(VersionRow.delete_time.is_(None), _adapter_is_not_deleted())
-    arguments = (*ids.values(), request.order_by, str(request.show_deleted))
+    by_time = [VersionRow.number] if one_adapter else [VersionRow.create_time, *_VERSION_KEY[1:]]
+    by_metric = [(float, NoneType), *_kinds(_VERSION_KEY[1:])]
+    parts = _kinds(by_time) if order.field == "create_time" else by_metric
+    page = _page(request, *ids.values(), request.order_by, str(request.show_deleted), parts=parts)
     if order.field == "create_time":
-        columns = [VersionRow.create_time, *_VERSION_KEY[1:]]
-        if ids["adapter"] != ALL_ADAPTERS:
-            columns = [VersionRow.number]  # the order of an adapter's versions in time
-        page = _page(request, *arguments, parts=_kinds(columns))
-        walked = order.walk(session, query, columns, page.after, page.size + 1)
+        walked = order.walk(session, query, by_time, page.after, page.size + 1)
     else:
-        page = _page(request, *arguments, parts=[(float, NoneType), *_kinds(_VERSION_KEY[1:])])
-        all_have_it = any(term.field == order.field for term in necessary_terms(tree))
-        walked = _by_metric(session, query, order, page, others=not all_have_it)
+        terms = [term for term in necessary_terms(tree) if term.field == order.field]
+        walked = _by_metric(session, query, order, page, terms, are_few=are_few)
     found, token = page.cut(walked, key=_sort_key)
     rows = [row for _, row in found]
     load_lists(session, rows, "files", "metrics", "words")
@@ -113,41 +115,53 @@ def list_alias_moves(session: Session, request: pb.ListAliasMovesRequest) -> pb.
     ids = ADAPTER.parse(request.parent, "parent")
     adapters.find(session, **ids, deleted=True)
     tree = parse_filter(request.filter)
-    query = select(AliasMoveRow).where(*_passing(session, MOVE_FIELDS, tree, AliasMoveRow, ids["tenant"]))
+    conditions, _ = _passing(session, MOVE_FIELDS, tree, AliasMoveRow, ids["tenant"])
+    query = select(AliasMoveRow).where(*conditions, AliasMoveRow.adapter_id == ids["adapter"])
     columns = [AliasMoveRow.id]
     page = _page(request, *ids.values(), parts=_kinds(columns))
     order = Order("id", descends=True)
-    query = query.where(AliasMoveRow.adapter_id == ids["adapter"])
     found, token = page.cut(order.walk(session, query, columns, page.after, page.size + 1), key=_sort_key)
     return pb.ListAliasMovesResponse(moves=[_to_message(row) for _, row in found], next_page_token=token)
 
 
-def _passing(session: Session, fields: Fields, tree: Node | None, table: Any, tenant: str) -> list[ColumnElement[bool]]:
-    """The conditions of being the tenant's and passing the filter, in the form that is quickest."""
+def _passing(
+    session: Session, fields: Fields, tree: Node | None, table: Any, tenant: str
+) -> tuple[list[ColumnElement[bool]], bool]:
+    """The conditions of being the tenant's and passing the filter; and whether they find few rows by an index."""
     if tree is None:
-        return [table.tenant == tenant]
+        return [table.tenant == tenant], False
     condition = fields.condition(tree)
-    for lookup in fields.lookups(tree, tenant):
-        first = select(table.tenant).where(lookup).limit(FEW + 1).subquery()
+    for limited, lookup in fields.lookups(tree, tenant, FEW + 1):
+        first = select(table.tenant).where(limited).limit(FEW + 1).subquery()
         if session.scalars(select(func.count()).select_from(first)).one() <= FEW:
-            return [lookup, condition]
-    return [table.tenant == tenant, condition]
+            return [lookup, condition], True
+    return [table.tenant == tenant, condition], False
 
 
-def _by_metric(session: Session, query: Select[Any], order: Order, page: Page, *, others: bool) -> list[Found]:
-    """Versions with the metric by its value, then, if `others` are wanted, those without it by their names."""
+def _by_metric(
+    session: Session, query: Select[Any], order: Order, page: Page, terms: Sequence[Term], *, are_few: bool
+) -> list[Found]:
+    """Versions with the metric by its value, then those without it by their names.
+
+    Args:
+        terms: what every version must fulfil of that metric; with any, there are no versions without it.
+        are_few: the query finds few rows, which is to come before the search for their metrics.
+    """
     metric = aliased(MetricRow)
     own = [getattr(metric, column.key) == column for column in _VERSION_KEY]
     own.append(metric.name == order.field.removeprefix(f"{METRICS}."))
     found: list[Found] = []
-    with_it = not page.after or page.after[0] is not None
-    if with_it:
-        columns = [metric.value, metric.adapter_id, metric.number]
-        found = order.walk(session, query.join(metric, and_(*own)), columns, page.after, page.size + 1)
-    if others and len(found) <= page.size:
-        query = query.where(not_(exists().where(*own)))
-        after = () if with_it else page.after[1:]
-        rest = order.walk(session, query, _VERSION_KEY[1:], after, page.size + 1 - len(found))
+    has_it = not page.after or page.after[0] is not None
+    if has_it:
+        # An outer join, which SQLite does in the order that is written.
+        with_it = query.join(metric, and_(*own), isouter=are_few).where(metric.value.is_not(None))
+        with_it = with_it.where(*(compared(metric.value, term) for term in terms))
+        columns = [metric.value, *_VERSION_KEY[1:]] if are_few else [metric.value, metric.adapter_id, metric.number]
+        found = order.walk(session, with_it, columns, page.after, page.size + 1)
+    if len(found) <= page.size and not terms:
+        without_it = query.where(not_(exists().where(*own)))
+        after = () if has_it else page.after[1:]
+        rest = order.walk(session, without_it, _VERSION_KEY[1:], after, page.size + 1 - len(found))
         found += [((None, *key), row) for key, row in rest]
     return found
 

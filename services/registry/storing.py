@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from queue import SimpleQueue
 
@@ -24,6 +25,7 @@ from atelier.errors import AtelierError, CancelledError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.rpc.uploads import ended_early, too_long, wrong_sha256
 from atelier.storage.blobs import BlobStore
+from atelier.storage.database import utc_now
 from services.registry import metrics
 from services.registry.content import open_check
 
@@ -43,6 +45,8 @@ class StoredFile:
     size_bytes: int
     sha256: str
     object_key: str
+    begin_time: datetime
+    """When the storing began: the object is not older than that."""
     header: SafetensorsHeader | None
     """Of a safetensors file."""
 
@@ -55,9 +59,7 @@ class Storer:
         self._turns = asyncio.Semaphore(max_streams)
         self._threads = ThreadPoolExecutor(max_streams, thread_name_prefix="storing")
 
-    async def store_files(
-        self, pieces: AsyncIterator[bytes], files: Sequence[File], *, field: str
-    ) -> list[StoredFile]:
+    async def store_files(self, pieces: AsyncIterator[bytes], files: Sequence[File], *, field: str) -> list[StoredFile]:
         """Stores the files whose bytes follow one another in a client's stream. Either all are stored or none.
 
         Args:
@@ -115,11 +117,16 @@ class Storer:
 
     def _store_next(self, source: _Pieces, file: File, field: str) -> StoredFile:
         reader = _CheckedFile(source, file, field)
-        key = object_key(file.sha256)
+        key, begin_time = object_key(file.sha256), utc_now()
         self._blobs.put_stream(key, reader, file.size_bytes)
         metrics.STORED_BYTES.inc(file.size_bytes)
         return StoredFile(
-            path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, object_key=key, header=reader.header
+            path=file.path,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            object_key=key,
+            begin_time=begin_time,
+            header=reader.header,
         )
 
 

@@ -2,6 +2,9 @@
 
 Whoever changes an adapter, its versions or its aliases locks the adapter's row first (`adapters.lock`), then the
 tenant's (`quota.lock`), then contents in the order of their SHA-256 (`contents.attach`): nobody waits in a circle.
+
+Wide indexes begin with what is looked for, not with the tenant: SQLite, which guesses that a tenant has few rows, would
+use one that begins with the tenant to find rows by their key.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class TagRow(Table):
     """A tag of an adapter."""
 
     __tablename__ = "tags"
-    __table_args__ = (ForeignKeyConstraint(*_ADAPTER), Index("tags_by_tag", "tenant", "tag", "adapter_id"))
+    __table_args__ = (ForeignKeyConstraint(*_ADAPTER), Index("tags_by_tag", "tag", "tenant", "adapter_id"))
 
     tenant: Mapped[str] = mapped_column(String(63), primary_key=True)
     adapter_id: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -76,8 +79,8 @@ class VersionRow(Table):
         ForeignKeyConstraint(*_ADAPTER),
         Index("versions_by_digest", "tenant", "digest"),
         Index("versions_by_time", "tenant", "create_time", "adapter_id", "number"),
-        Index("versions_by_base_model", "tenant", "base_model", "create_time", "adapter_id", "number"),
-        Index("versions_by_base_digest", "tenant", "base_model_digest", "create_time", "adapter_id", "number"),
+        Index("versions_by_base_model", "base_model", "tenant", "create_time", "adapter_id", "number"),
+        Index("versions_by_base_digest", "base_model_digest", "tenant", "create_time", "adapter_id", "number"),
         Index("versions_by_source_job", "tenant", "source_job"),
         Index("versions_by_purge_time", "purge_time"),
     )
@@ -118,7 +121,7 @@ class MetricRow(Table):
     __tablename__ = "metrics"
     __table_args__ = (
         ForeignKeyConstraint(*_VERSION),
-        Index("metrics_by_value", "tenant", "name", "value", "adapter_id", "number"),
+        Index("metrics_by_value", "name", "tenant", "value", "adapter_id", "number"),
     )
 
     tenant: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -134,7 +137,7 @@ class TriggerWordRow(Table):
     __tablename__ = "trigger_words"
     __table_args__ = (
         ForeignKeyConstraint(*_VERSION),
-        Index("trigger_words_by_word", "tenant", "word", "adapter_id", "number"),
+        Index("trigger_words_by_word", "word", "tenant", "adapter_id", "number"),
     )
 
     tenant: Mapped[str] = mapped_column(String(63), primary_key=True)

@@ -14,7 +14,8 @@ from tests.harness.registry import RegistryServer
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No service, token or profile; tables are wide; Ctrl-C interrupts, also where a shell has let it be ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("REGISTRY", "TRAINER", "INFERENCE", "TOKEN"):
+    transport = ("CA_FILE", "CERTIFICATE_FILE", "KEY_FILE", "ALLOW_PLAINTEXT")
+    for name in ("REGISTRY", "TRAINER", "INFERENCE", "TOKEN", *transport):
         monkeypatch.delenv(f"ATELIER_{name}", raising=False)
     monkeypatch.setenv("ATELIER_PROFILE", str(tmp_path / "profile.json"))
     monkeypatch.setenv("COLUMNS", "200")

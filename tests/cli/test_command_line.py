@@ -31,6 +31,11 @@ WORDS = {
     "adapters show": "NAME --json",
     "adapters alias": "NAME ALIAS_ID VERSION --etag --json",
     "adapters pull": "REFERENCE --json --out",
+    "tokens create": "--description --expires-days --id --json --scope",
+    "tokens list": "--json",
+    "tokens rotate": "TOKEN_ID --json --overlap-hours",
+    "tokens revoke": "TOKEN_ID",
+    "tokens bootstrap": "--scope --signing-key-file --tenant",
     "generate": "--adapter --base --count --guidance --height --json --negative-prompt --out --prompt --scheduler "
     "--seed --steps --width",
 }

@@ -13,7 +13,7 @@ import psutil
 import urllib3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from atelier.client import Connection
+from atelier.client import ClientTls, Connection
 from atelier.local.process import ManagedProcess, free_ports, wait_until
 from atelier.pb.common.v1.common_pb2 import Scope
 from atelier.rpc.identity import TokenAuthority
@@ -45,6 +45,9 @@ class ServiceProcess:
         self._authority = authority
         self.port, self.metrics_port = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
+        self.health_address = f"127.0.0.1:{options['health-port']}" if "health-port" in options else self.address
+        self.client_tls: ClientTls | None = None
+        """What clients trust and show; to be set before the start of a server that speaks TLS."""
         every = {**options, "port": self.port, "metrics-port": self.metrics_port}
         lists = {name: value if isinstance(value, list) else [value] for name, value in every.items()}
         flags = [f"--{name}={value}" for name, values in lists.items() for value in values]
@@ -69,7 +72,9 @@ class ServiceProcess:
 
     def wait_for_health(self, state: str) -> None:
         """Returns when `health` says this of the server."""
-        wait_until(lambda: health(self.address) == state, timeout_seconds=START_SECONDS, what=f"health is {state}")
+        wait_until(
+            lambda: health(self.health_address) == state, timeout_seconds=START_SECONDS, what=f"health is {state}"
+        )
 
     def kill(self) -> None:
         """Ends the process without a chance to clean up."""
@@ -78,7 +83,7 @@ class ServiceProcess:
 
     def connect(self, tenant: str, *scopes: Scope) -> Connection:
         """A connection with a fresh token for the tenant; close it after use."""
-        return Connection(self.address, self.token(tenant, *scopes))
+        return Connection(self.address, self.token(tenant, *scopes), tls=self.client_tls)
 
     def token(self, tenant: str, *scopes: Scope) -> str:
         """A token for the tenant that allows `scopes`: everything of a tenant's own, unless given."""
@@ -102,7 +107,7 @@ class ServiceProcess:
 
     def _is_serving(self) -> bool:
         self.process.check_alive()
-        return health(self.address) == "SERVING"
+        return health(self.health_address) == "SERVING"
 
 
 def health(address: str, service: str = "") -> str:

@@ -53,6 +53,7 @@ class TrainerServer(ServiceProcess):
             "grace-seconds": 2,
             **(options or {}),
         }
+        self.database_url = str(every["database-url"])
         env = {"ATELIER_TRAINER_S3_SECRET_KEY": s3.secret_key, **ray.env}
         super().__init__("services.trainer", folder, TokenAuthority.from_file(key_file), every, env)
 

@@ -300,5 +300,5 @@ def test_metrics_and_logs_name_no_adapter(
     assert not any("private" in name for name in inference_server.metrics())
     lines = inference_server.process.log_path.read_text().splitlines()
     own_lines = [json.loads(line) for line in lines if line.startswith("{")]
-    assert "ADAPTER_SHAPE_MISMATCH" in [line.get("reason") for line in own_lines]
+    assert "ADAPTER_LAYER_UNKNOWN" in [line.get("reason") for line in own_lines]
     assert not any("private" in line for line in lines)

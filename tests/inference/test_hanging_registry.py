@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from atelier.client import Connection, RegistryClient
+from atelier.client.connection import Endpoint
 from atelier.diffusion.adapter_file import FILE_NAME
 from atelier.diffusion.families.stable_diffusion import StableDiffusion
 from atelier.errors import AtelierError, UnavailableError
@@ -94,7 +95,10 @@ def test_a_download_that_stalls_is_given_up_at_both_ends(
         )
 
     registry = ScaffoldServer(authority, {"DownloadFile": stall})
-    with open_registry(registry.address, authority) as connection, pytest.raises(UnavailableError) as caught:
+    with (
+        open_registry(Endpoint(address=registry.address), authority) as connection,
+        pytest.raises(UnavailableError) as caught,
+    ):
         asyncio.run(load(connection))
     assert caught.value.reason == "REGISTRY_UNAVAILABLE"
     assert given_up.wait(10)

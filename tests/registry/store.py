@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minio import Minio
 from sqlalchemy.orm import Session
 
+from atelier.storage.blobs import S3Config
 from atelier.storage.database import Database
 from services.registry.content_tables import BlobRow
 from services.registry.main import MIGRATIONS
@@ -32,6 +34,12 @@ def rows_of(server: RegistryServer) -> Iterator[Session]:
     """A transaction on the database of a registry's process."""
     with database_of(server) as database, database.transaction() as session:
         yield session
+
+
+def objects_begun(s3: S3Config) -> list[str]:
+    """The keys of objects of which a bucket has parts, but which never came to be."""
+    store = Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=s3.secure, region=s3.region)
+    return [str(upload.object_name) for upload in store._list_multipart_uploads(s3.bucket).uploads]
 
 
 def key_of(server: RegistryServer, content: bytes) -> str:

@@ -21,9 +21,11 @@ from atelier.storage.blobs import BlobStore
 from services.registry.storing import BLOBS_PREFIX
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import BUCKET, RegistryServer
+from tests.registry.store import objects_begun
 from tests.registry.uploads import declared, upload
 
-FILES = adapter_files(weights_bytes=3_000_000)
+FILES = adapter_files(weights_bytes=24_000_000)
+"""Several parts of a multipart upload."""
 
 
 @pytest.fixture
@@ -39,7 +41,11 @@ def half_of(files: dict[str, bytes]) -> list[bytes]:
 
 
 def test_upload_that_ends_early_is_refused(
-    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_blobs: BlobStore, fox: pb.Adapter
+    registry: RegistryClient,
+    registry_stub: RegistryServiceStub,
+    registry_server: RegistryServer,
+    registry_blobs: BlobStore,
+    fox: pb.Adapter,
 ) -> None:
     objects = set(registry_blobs.keys(BLOBS_PREFIX))
     for pieces in ([], half_of(FILES)):
@@ -48,6 +54,7 @@ def test_upload_that_ends_early_is_refused(
         assert caught.value.reason == "UPLOAD_INCOMPLETE"
     assert registry.adapter("fox") == fox
     assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
+    assert objects_begun(registry_server.s3) == []
     assert registry.publish("fox", version(), FILES).name.endswith("/versions/1")
 
 
@@ -72,9 +79,30 @@ def test_upload_that_its_client_cancels_leaves_nothing(
     cancelled.set()
     registry_server.wait_until_idle()
     assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
+    assert objects_begun(registry_server.s3) == []
     assert registry.adapter("fox") == fox
     assert list(registry.versions("fox")) == []
     assert registry.publish("fox", version(), FILES, request_id=request_id).name.endswith("/versions/1")
+
+
+def test_a_large_file_with_a_wrong_digest_never_becomes_an_object(
+    registry: RegistryClient,
+    registry_stub: RegistryServiceStub,
+    registry_server: RegistryServer,
+    registry_blobs: BlobStore,
+    fox: pb.Adapter,
+) -> None:
+    objects = set(registry_blobs.keys(BLOBS_PREFIX))
+    files = declared(FILES)
+    files[-1].sha256 = "0" * 64
+    stream = b"".join(FILES.values())
+    pieces = (stream[start : start + 2**20] for start in range(0, len(stream), 2**20))
+    with pytest.raises(InvalidArgumentError) as caught, translated_errors():
+        registry_stub.PublishVersion(upload(version(files=files), pieces))
+    assert caught.value.reason == "CHECKSUM_MISMATCH"
+    assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
+    assert objects_begun(registry_server.s3) == []
+    assert registry.adapter("fox") == fox
 
 
 @pytest.fixture

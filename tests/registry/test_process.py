@@ -11,18 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
 
 from atelier.client import RegistryClient
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.call import CORRELATION_HEADER
-from atelier.storage.database import Database
-from services.registry.main import MIGRATIONS
-from services.registry.tables import Table
 from tests.harness.files import adapter_files, version
 from tests.harness.registry import BUCKET, RegistryServer
 from tests.harness.service import health
@@ -44,17 +38,6 @@ def own_server(seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path) -> 
 def test_process_needs_no_machine_learning() -> None:
     code = "import sys, services.registry.main; print(*sorted({'torch', 'diffusers', 'ray'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
-
-
-def test_migrations_make_the_tables_that_the_code_expects(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    database = Database(url, MIGRATIONS)
-    database.migrate()
-    database.migrate()
-    database.close()
-    with create_engine(url).connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
-        assert compare_metadata(context, Table.metadata) == []
 
 
 def test_restart_keeps_everything(own_server: RegistryServer) -> None:

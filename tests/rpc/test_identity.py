@@ -121,6 +121,10 @@ def test_no_token_is_issued_for_an_impossible_tenant(tenant: str) -> None:
         issue(tenant)
 
 
+def test_clock_of_who_issues_may_be_ahead() -> None:
+    assert AUTHORITY.verify(signed(iat=time.time() + 5)) == ANN
+
+
 def test_short_key_is_refused() -> None:
     with pytest.raises(ValueError, match="at least"):
         TokenAuthority(b"k" * (MIN_KEY_BYTES - 1))

@@ -64,6 +64,7 @@ def dotted(tensors: Tensors) -> Tensors:
         (lambda t: t.update({f"{_KEY}.lora_down.weight": torch.ones(2, 320)}), "ADAPTER_SHAPE_MISMATCH", "needs"),
         (lambda t: t.update({f"{_KEY}.lora_up.weight": torch.ones(192, 3)}), "ADAPTER_SHAPE_MISMATCH", "lora_B"),
         (lambda t: t.update({f"{_KEY}.lora_up.weight": torch.ones(192)}), "ADAPTER_SHAPE_MISMATCH", "matrices"),
+        (lambda t: t.update({f"{_KEY}.lora_down.weight": torch.ones(())}), "ADAPTER_SHAPE_MISMATCH", "matrices"),
         (lambda t: t.update({f"{_KEY}.alpha": torch.ones(2)}), "ADAPTER_SHAPE_MISMATCH", "must be one number"),
         (lambda t: t.update({f"{_KEY}.lora_mid.weight": torch.ones(2, 2)}), "ADAPTER_SHAPE_MISMATCH", "lora_mid"),
         (lambda t: t.update({f"{_KEY}.dora_scale": torch.ones(1, 191)}), "ADAPTER_SHAPE_MISMATCH", "magnitudes"),
@@ -105,6 +106,20 @@ def test_magnitudes_of_some_layers_only(base: StableDiffusion, good: Tensors) ->
         read(base, good)
 
 
+def test_a_small_file_of_a_huge_convolution() -> None:
+    tensors = {
+        "lora_unet_c.lora_down.weight": torch.ones(1, 4096, 1, 1),
+        "lora_unet_c.lora_mid.weight": torch.ones(1, 1, 1024, 1024),
+        "lora_unet_c.lora_up.weight": torch.ones(1, 1, 1, 1),
+    }
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "unet": {"c": (1, 4096, 1024, 1024)},
+        "text_encoder": {"t": (1, 1)},
+    }
+    with pytest.raises(InvalidArgumentError, match="unfolds to 4294967297 numbers"):
+        read_foreign(safetensors.torch.save(tensors), shapes, {"clip_l": 256}, max_rank=128, field="spec.file")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -113,6 +128,8 @@ def test_magnitudes_of_some_layers_only(base: StableDiffusion, good: Tensors) ->
         ('{"unet.r": 2}', "has no lora_alpha"),
         ('{"text_encoder.lora_alpha": 2}', "has no lora_alpha for every component"),
         ('{"unet.lora_alpha": "much"}', "no number"),
+        ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "no number"),
+        ('{"unet.lora_alpha": NaN}', "no number"),
         ('{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(a+)+$": 1}}', "patterns other than names"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from atelier.diffusion.formats.foreign import Foreign, read_foreign
-from atelier.diffusion.formats.word_forms import read_words, table_keys, write_embedding, write_words
+from atelier.diffusion.formats.word_forms import embedding_tensors, read_words, table_keys, write_words
 from services.registry.exports import word_count
 
 _VECTORS = np.random.default_rng(0).standard_normal((3, 16), np.float32)
@@ -55,7 +55,9 @@ def test_half_precision_is_widened() -> None:
 def test_what_is_exported_is_imported_again(tables: dict[str, np.ndarray]) -> None:
     widths = {key: table.shape[1] for key, table in tables.items()}
     stored = read_words(write_words(tables), widths)
-    again = read_foreign(write_embedding(stored), _NO_LAYERS, widths, max_rank=1, field="file").tables
+    again = read_foreign(
+        safetensors.numpy.save(embedding_tensors(stored)), _NO_LAYERS, widths, max_rank=1, field="file"
+    ).tables
     assert {key: table.tolist() for key, table in again.items()} == {k: t.tolist() for k, t in tables.items()}
 
 

@@ -9,6 +9,7 @@ The registry imports and exports here without torch. The trainer and inference u
     kohya_form      the keys of sd-scripts, which A1111 and ComfyUI read too
     original_names  what Stable Diffusion's own code calls the layers of diffusers' UNets
     word_forms      learned_embeds.safetensors, and embeddings of A1111 and ComfyUI
+    peft_scales     scales in metadata
     dialects        how other programs spell keys
     foreign         reading a file that was made elsewhere
 """

@@ -34,6 +34,11 @@ _PAIR = {"lora_A.weight", "lora_B.weight"}
 
 def write_diffusers(updates: Mapping[str, Updates]) -> bytes:
     """The file's contents, in float32, of updates by component."""
+    return encode_tensors(diffusers_tensors(updates))
+
+
+def diffusers_tensors(updates: Mapping[str, Updates]) -> dict[str, Array]:
+    """The file's tensors."""
     tensors: dict[str, Array] = {}
     for component, layers in updates.items():
         for layer, update in layers.items():
@@ -43,7 +48,7 @@ def write_diffusers(updates: Mapping[str, Updates]) -> bytes:
             if update.magnitude is not None:
                 magnitude = update.magnitude.reshape(1, -1, 1, 1) if is_conv else update.magnitude
                 tensors[f"{key}.lora_magnitude_vector.weight"] = magnitude
-    return encode_tensors(tensors)
+    return tensors
 
 
 def read_diffusers(

@@ -13,17 +13,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from atelier.diffusion.formats.dialects import Parts, find_places, has_low_rank_part, is_flat, refuse_other_kinds
+from atelier.diffusion.formats.dialects import Parts, Place, find_places, has_low_rank_part, is_flat, refuse_other_kinds
 from atelier.diffusion.formats.low_rank import Shapes, Update, check_adapter, make_update
 from atelier.diffusion.formats.peft_scales import PeftScales
 from atelier.diffusion.formats.tensor_file import Array, TensorFile
 from atelier.diffusion.formats.word_forms import SINGLE_KEY, TABLE_KEYS, check_tables
 from atelier.errors import InvalidArgumentError
 
+MAX_NUMBERS = 2**30
+"""Three factors of a convolution take less room in a file than the two that they become."""
 # A LoRA's own textual inversion, as A1111, ComfyUI and OneTrainer put it in the same file.
 _BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
 _ALIASES = {"string_to_param.*": SINGLE_KEY}
@@ -81,6 +84,7 @@ def _read_updates(
         raise InvalidArgumentError(
             field, "has alphas among its tensors and in its metadata too", reason="ADAPTER_SCALED"
         )
+    _check_size(file, places, shapes, field)
     updates: dict[str, dict[str, Update]] = {}
     for (component, layer), parts in places.items():
         update = _read_update(file, parts, shapes[component][layer], f"{component}.{layer}", field)
@@ -91,20 +95,36 @@ def _read_updates(
     return updates
 
 
+def _check_size(file: TensorFile, places: Mapping[Place, Parts], shapes: Mapping[str, Shapes], field: str) -> None:
+    numbers = 0
+    for (component, layer), parts in places.items():
+        rank, weight = file.headers[parts["down"]].shape[:1], shapes[component][layer]
+        numbers += prod(rank) * (prod(weight[1:]) + weight[0])
+    if numbers > MAX_NUMBERS:
+        raise InvalidArgumentError(
+            field, f"unfolds to {numbers} numbers; at most {MAX_NUMBERS} are allowed", reason="ADAPTER_TOO_LARGE"
+        )
+
+
 def _read_update(file: TensorFile, parts: Parts, weight: Sequence[int], name: str, field: str) -> Update:
     """A layer's update, its own alpha folded in."""
     tensors = {part: file[key] for part, key in parts.items()}
-    a, b, alpha, magnitude = tensors["down"], tensors["up"], tensors.get("alpha"), tensors.get("magnitude")
-    if alpha is not None:
-        if alpha.size != 1:
-            raise _shape_error(f"{name} has an alpha", alpha, "one number", field)
-        b = b * (alpha.reshape(()) / np.float32(len(a)))
+    a, b, magnitude = tensors["down"], tensors["up"], tensors.get("magnitude")
+    if "alpha" in tensors:
+        b = b * _scale(tensors["alpha"], a, name, field)
     if "mid" in tensors:
         a = _merge(a, tensors["mid"], name, field)
     if magnitude is not None:
         _check_magnitude(magnitude, parts["magnitude"], weight, name, field)
     is_conv = len(weight) == 4
     return make_update(name, _as_kernel(a, is_conv), _as_kernel(b, is_conv), magnitude, field)
+
+
+def _scale(alpha: Array, a: Array, name: str, field: str) -> Array:
+    if alpha.size != 1:
+        raise _shape_error(f"{name} has an alpha", alpha, "one number", field)
+    rank = len(a) if a.ndim else 1  # what is no matrix is refused later
+    return np.asarray(alpha.reshape(()) / np.float32(rank))
 
 
 def _check_magnitude(magnitude: Array, key: str, weight: Sequence[int], name: str, field: str) -> None:

@@ -50,6 +50,11 @@ def write_kohya(updates: Mapping[str, Updates], components: Collection[str]) -> 
         updates: by component.
         components: those that the base has, adapted or not: the prefixes depend on them.
     """
+    return encode_tensors(kohya_tensors(updates, components))
+
+
+def kohya_tensors(updates: Mapping[str, Updates], components: Collection[str]) -> dict[str, Array]:
+    """The file's tensors."""
     tensors: dict[str, Array] = {}
     for component, layers in updates.items():
         for layer, update in layers.items():
@@ -59,7 +64,7 @@ def write_kohya(updates: Mapping[str, Updates], components: Collection[str]) -> 
             tensors[f"{key}.alpha"] = np.array(update.rank, np.float32)
             if update.magnitude is not None:
                 tensors[f"{key}.dora_scale"] = update.magnitude.reshape(-1, *[1] * (update.a.ndim - 1))
-    return encode_tensors(tensors)
+    return tensors
 
 
 def read_kohya(
@@ -134,5 +139,5 @@ def _update(key: str, tensors: Mapping[str, Array], field: str) -> Update:
     if alpha.ndim or (magnitude is not None and magnitude.shape[1:] != (1,) * (a.ndim - 1)):
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items())
         raise InvalidArgumentError(field, f"{key} has the shapes {shapes}", reason="ADAPTER_SHAPE_MISMATCH")
-    scale = alpha / np.float32(max(1, len(a)))  # check_adapter refuses rank 0
-    return make_update(key, a, b * scale, magnitude, field)
+    update = make_update(key, a, b, magnitude, field)
+    return Update(a=a, b=update.b * (alpha / np.float32(update.rank)), magnitude=update.magnitude)

@@ -16,6 +16,7 @@ from atelier.diffusion.base_layers import name_in_files
 from atelier.diffusion.formats.diffusers_form import PEFT_METADATA
 from atelier.errors import InvalidArgumentError
 
+_MAX_ALPHA = 1e6
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
@@ -49,7 +50,7 @@ class PeftScales:
         if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
             raise self._error("has patterns other than names of layers")
         alpha = next((value for key, value in patterns.items() if _matches(key, layer)), config.get("lora_alpha"))
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _MAX_ALPHA:
             raise self._error("has no lora_alpha for every component, or one that is no number")
         return alpha
 

@@ -51,6 +51,11 @@ def encode_tensors(tensors: Mapping[str, Array]) -> bytes:
     return safetensors.numpy.save(_contiguous(tensors), metadata={"format": "pt"})
 
 
+def save_tensors(tensors: Mapping[str, Array], path: Path) -> None:
+    """Writes the same to a file, without another copy of the numbers in memory."""
+    safetensors.numpy.save_file(_contiguous(tensors), path, metadata={"format": "pt"})
+
+
 def _contiguous(tensors: Mapping[str, Array]) -> dict[str, Array]:
     # Not ascontiguousarray, which makes scalars vectors.
     return {name: np.asarray(tensor, dtype=np.float32, order="C") for name, tensor in tensors.items()}

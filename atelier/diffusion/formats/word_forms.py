@@ -72,9 +72,9 @@ def check_tables(tables: Mapping[str, Array], widths: Mapping[str, int], *, fiel
             )
 
 
-def write_embedding(tables: Mapping[str, Array]) -> bytes:
-    """The contents of a file for A1111's and ComfyUI's folders of embeddings: one word, with all of the vectors."""
+def embedding_tensors(tables: Mapping[str, Array]) -> dict[str, Array]:
+    """The tensors of a file for A1111's and ComfyUI's folders of embeddings: one word, with all of the vectors."""
     if len(tables) == 1:
         (table,) = tables.values()
-        return encode_tensors({SINGLE_KEY: table})
-    return encode_tensors(tables)
+        return {SINGLE_KEY: table}
+    return dict(tables)

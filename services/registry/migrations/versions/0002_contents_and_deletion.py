@@ -70,6 +70,7 @@ def _create_content_tables() -> None:
         _time("create_time"),
         _time("unreferenced_time", nullable=True),
         _time("scrub_time"),
+        _time("rot_time", nullable=True),
     )
     op.create_index("blobs_unreferenced", "blobs", ["unreferenced_time"])
     op.create_index("blobs_by_scrub", "blobs", ["scrub_time"])
@@ -164,7 +165,7 @@ def _widen_versions() -> None:
         _add_deletion(table)
         table.create_index("versions_by_time", ["tenant", "create_time", *_VERSION[1:]])
         for index, column in (("base_model", "base_model"), ("base_digest", "base_model_digest")):
-            table.create_index(f"versions_by_{index}", ["tenant", column, "create_time", *_VERSION[1:]])
+            table.create_index(f"versions_by_{index}", [column, "tenant", "create_time", *_VERSION[1:]])
         table.create_index("versions_by_source_job", ["tenant", "source_job"])
         table.create_index("versions_by_purge_time", ["purge_time"])
 
@@ -177,16 +178,16 @@ def _create_version_tables() -> None:
         sa.Column("value", sa.Double, nullable=False),
         _refers_to("versions", _VERSION),
     )
-    op.create_index("metrics_by_value", "metrics", ["tenant", "name", "value", "adapter_id", "number"])
+    op.create_index("metrics_by_value", "metrics", ["name", "tenant", "value", "adapter_id", "number"])
     op.create_table(
         "trigger_words",
         *_version_key(),
         sa.Column("word", sa.String(100), primary_key=True),
         _refers_to("versions", _VERSION),
     )
-    op.create_index("trigger_words_by_word", "trigger_words", ["tenant", "word", "adapter_id", "number"])
+    op.create_index("trigger_words_by_word", "trigger_words", ["word", "tenant", "adapter_id", "number"])
     op.create_table("tags", *_key(*_ADAPTER, "tag"), _refers_to("adapters", _ADAPTER))
-    op.create_index("tags_by_tag", "tags", ["tenant", "tag", "adapter_id"])
+    op.create_index("tags_by_tag", "tags", ["tag", "tenant", "adapter_id"])
     op.create_table(
         "alias_moves",
         sa.Column("id", sa.Integer, primary_key=True),
