@@ -18,6 +18,11 @@ from atelier.storage.blobs import BlobStore
 from tests.harness.registry import BUCKET, RegistryServer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Lets every test of the registry run on PostgreSQL too."""
+    parser.addoption("--database", choices=["sqlite", "postgresql"], default="sqlite", help="of the registry")
+
+
 @pytest.fixture(scope="session")
 def signing_key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The key that signs this run's tokens."""
@@ -66,13 +71,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def registry_server(
+    request: pytest.FixtureRequest,
     seaweedfs: SeaweedFS,
     signing_key_file: Path,
     manifest_key_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RegistryServer]:
-    """The registry's process over the S3 server and an SQLite file."""
-    options = {"manifest-key-file": manifest_key_file}
+    """The registry's process over the S3 server and an SQLite file, or what `--database` says."""
+    options: dict[str, object] = {"manifest-key-file": manifest_key_file}
+    if request.config.getoption("--database") == "postgresql":
+        options["database-url"] = request.getfixturevalue("postgres").create_database()
     folder = tmp_path_factory.mktemp("registry")
     server = RegistryServer(folder, seaweedfs.s3_config(BUCKET), signing_key_file, options)
     server.start()

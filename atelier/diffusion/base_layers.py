@@ -113,16 +113,29 @@ def _part_tensors(part: Path) -> dict[str, TensorHeader]:
             if (single := part / f"{stem}{variant}.safetensors").is_file():
                 return dict(check_safetensors_header(single, field="base_model").tensors)
             if (index := part / f"{stem}.safetensors.index{variant}.json").is_file():
-                shards = sorted(set(_read_json(index)["weight_map"].values()))
-                headers = [check_safetensors_header(part / shard, field="base_model") for shard in shards]
+                headers = [check_safetensors_header(path, field="base_model") for path in _shards(index)]
                 return {name: tensor for header in headers for name, tensor in header.tensors.items()}
     _refuse(f"{part.parent.name}: its {part.name} has no safetensors weights", "BASE_MODEL_NOT_SAFETENSORS")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index lists; they lie beside it."""
+    names = _read_json(index).get("weight_map", {}).values()
+    shards = [index.parent / name for name in sorted(set(names))]
+    if not shards or not all(shard.parent == index.parent and shard.is_file() for shard in shards):
+        _refuse(f"{index.parent.name}/{index.name} lists shards that are not beside it", "BASE_MODEL_NOT_SAFETENSORS")
+    return shards
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         _refuse(f"{path.parent} is not a diffusers model folder: it has no {path.name}", "BASE_MODEL_NOT_FOUND")
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        _refuse(f"{path.parent.name}: its {path.name} is not a JSON object", "BASE_MODEL_NOT_SUPPORTED")
     return content
 
 

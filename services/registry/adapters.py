@@ -119,13 +119,13 @@ def _masked(paths: Sequence[str]) -> Sequence[str]:
 
 
 def _write(row: AdapterRow, adapter: pb.Adapter, fields: Sequence[str]) -> None:
+    if "tags" in fields:  # first: loading them flushes changes, which `is_modified` would not see any more
+        present = {tag.tag: tag for tag in row.tags}
+        row.tags = [present.get(tag) or TagRow(tag=tag) for tag in _checked_tags(adapter.tags)]
     if "description" in fields:
         row.description = check_text(
             adapter.description, "adapter.description", max_characters=MAX_DESCRIPTION_CHARACTERS
         )
-    if "tags" in fields:
-        present = {tag.tag: tag for tag in row.tags}
-        row.tags = [present.get(tag) or TagRow(tag=tag) for tag in _checked_tags(adapter.tags)]
     if "retention" in fields:
         policies.write(row, policies.parse(adapter.retention, "adapter.retention"))
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CTE, and_, column, inspect, select, text
+from sqlalchemy import CTE, ColumnClause, and_, column, inspect, select, text
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -40,5 +40,5 @@ def _constant_table(rows: Sequence[tuple[Any, ...]]) -> CTE:
     parameters = {f"r{row}_{part}": value for row, key in enumerate(rows) for part, value in enumerate(key)}
     width = len(rows[0])
     lines = (f"({', '.join(f':r{row}_{part}' for part in range(width))})" for row in range(len(rows)))
-    names = [column(f"column{part + 1}") for part in range(width)]
+    names: list[ColumnClause[Any]] = [column(f"column{part + 1}") for part in range(width)]
     return text(f"VALUES {', '.join(lines)}").bindparams(**parameters).columns(*names).cte("page")

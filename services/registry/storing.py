@@ -54,10 +54,10 @@ class StoredFile:
 class Storer:
     """Puts files into S3."""
 
-    def __init__(self, blobs: BlobStore, *, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._turns = asyncio.Semaphore(max_streams)
-        self._threads = ThreadPoolExecutor(max_streams, thread_name_prefix="storing")
+        self._turns = asyncio.Semaphore(MAX_STREAMS)
+        self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="storing")
 
     async def store_files(self, pieces: AsyncIterator[bytes], files: Sequence[File], *, field: str) -> list[StoredFile]:
         """Stores the files whose bytes follow one another in a client's stream. Either all are stored or none.

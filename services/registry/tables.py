@@ -1,5 +1,7 @@
 """What the registry keeps of adapters in SQL. The tenant is part of every key, so no query can reach across tenants.
 
+Lists such as a version's files are loaded when they are looked at, a row's at a time; `loading` loads those of a page.
+
 Whoever changes an adapter, its versions or its aliases locks the adapter's row first (`adapters.lock`), then the
 tenant's (`quota.lock`), then contents in the order of their SHA-256 (`contents.attach`): nobody waits in a circle.
 
@@ -57,7 +59,7 @@ class AdapterRow(Table):
     create_time: Mapped[datetime] = mapped_column(default=utc_now)
     delete_time: Mapped[datetime | None]
     purge_time: Mapped[datetime | None]
-    tags: Mapped[list[TagRow]] = relationship(order_by="TagRow.tag", lazy="selectin", cascade="all, delete-orphan")
+    tags: Mapped[list[TagRow]] = relationship(order_by="TagRow.tag", cascade="all, delete-orphan")
 
 
 class TagRow(Table):
@@ -104,15 +106,9 @@ class VersionRow(Table):
     create_time: Mapped[datetime] = mapped_column(default=utc_now)
     delete_time: Mapped[datetime | None]
     purge_time: Mapped[datetime | None]
-    files: Mapped[list[FileRow]] = relationship(
-        order_by="FileRow.path", lazy="selectin", cascade="all, delete-orphan"
-    )
-    metrics: Mapped[list[MetricRow]] = relationship(
-        order_by="MetricRow.name", lazy="selectin", cascade="all, delete-orphan"
-    )
-    words: Mapped[list[TriggerWordRow]] = relationship(
-        order_by="TriggerWordRow.word", lazy="selectin", cascade="all, delete-orphan"
-    )
+    files: Mapped[list[FileRow]] = relationship(order_by="FileRow.path", cascade="all, delete-orphan")
+    metrics: Mapped[list[MetricRow]] = relationship(order_by="MetricRow.name", cascade="all, delete-orphan")
+    words: Mapped[list[TriggerWordRow]] = relationship(order_by="TriggerWordRow.word", cascade="all, delete-orphan")
 
 
 class MetricRow(Table):

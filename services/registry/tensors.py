@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atelier.diffusion.formats.diffusers_form import PEFT_METADATA
 from atelier.diffusion.safetensors_header import ITEM_BYTES, HeaderReader, SafetensorsHeader, TensorHeader
 from atelier.errors import InvalidArgumentError
 
-PUBLISHED_METADATA = ("format", "lora_adapter_metadata")
+PUBLISHED_METADATA = ("format", PEFT_METADATA)
 """What diffusers and PEFT write and need. Other trainers write paths, user names and captions beside."""
+_FORMATS = ("pt", "np", "flax", "mlx", "tf")
+_FOLDER_KEY = "base_model_name_or_path"
 _MAX_SHOWN = 5
 
 # Of each number type: unsigned integers of its size, and the bits of its exponent, which are all set in what is not
@@ -94,6 +98,8 @@ class TensorReader:
 
 def _check_metadata(metadata: Mapping[str, str], field: str) -> None:
     unwanted = sorted(metadata.keys() - set(PUBLISHED_METADATA))
+    if not unwanted and not _is_harmless(metadata):
+        unwanted = sorted(metadata)
     if unwanted:
         shown = ", ".join(repr(key[:80]) for key in unwanted[:_MAX_SHOWN])
         more = f" and {len(unwanted) - _MAX_SHOWN} more" if len(unwanted) > _MAX_SHOWN else ""
@@ -103,6 +109,19 @@ def _check_metadata(metadata: Mapping[str, str], field: str) -> None:
             f"{', '.join(PUBLISHED_METADATA)}, and `atelier adapters import` strips the others",
             "METADATA_REFUSED",
         )
+
+
+def _is_harmless(metadata: Mapping[str, str]) -> bool:
+    """Whether the values are those that the libraries write on their own; PEFT notes the base model's folder, too."""
+    try:
+        config = json.loads(metadata.get(PEFT_METADATA, "{}"))
+    except (ValueError, RecursionError):
+        return False
+    return (
+        metadata.get("format", "pt") in _FORMATS
+        and isinstance(config, dict)
+        and not any(value for key, value in config.items() if key.endswith(_FOLDER_KEY))
+    )
 
 
 def _refuse(field: str, description: str, reason: str) -> None:

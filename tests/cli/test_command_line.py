@@ -31,11 +31,17 @@ WORDS = {
     "adapters show": "NAME --json",
     "adapters alias": "NAME ALIAS_ID VERSION --etag --json",
     "adapters pull": "REFERENCE --json --out",
+    "bases register": "BASE --json",
+    "bases list": "--json",
+    "signing-key create": "PATH",
     "tokens create": "--description --expires-days --id --json --scope",
     "tokens list": "--json",
     "tokens rotate": "TOKEN_ID --json --overlap-hours",
     "tokens revoke": "TOKEN_ID",
     "tokens bootstrap": "--scope --signing-key-file --tenant",
+    "registry gc": "--dry-run --json",
+    "registry scrub": "--json --limit-bytes",
+    "registry quota": "TENANT --json --max-bytes --max-versions",
     "generate": "--adapter --base --count --guidance --height --json --negative-prompt --out --prompt --scheduler "
     "--seed --steps --width",
 }

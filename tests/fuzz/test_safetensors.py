@@ -22,6 +22,7 @@ import safetensors
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from atelier.diffusion.formats.diffusers_form import PEFT_METADATA
 from atelier.diffusion.safetensors_header import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
@@ -30,7 +31,8 @@ from atelier.diffusion.safetensors_header import (
     check_safetensors_header,
 )
 from atelier.errors import InvalidArgumentError
-from services.registry.content import MAX_TEXT_BYTES
+from atelier.pb.common.v1.common_pb2 import File
+from services.registry.content import MAX_TEXT_BYTES, open_check
 from tests.fuzz.checking import verdict
 from tests.fuzz.profiles import QUICK, THOROUGH
 from tests.harness.files import safetensors as tensors_file
@@ -197,6 +199,11 @@ ATTACKS: Mapping[str, bytes] = {
     "metadata of kohya's scripts": safetensors_of(
         {"__metadata__": {"ss_dataset_dirs": '{"/home/alice/photos": {}}', "ss_session_id": "1"}, **ONE}, EIGHT
     ),
+    "another format": safetensors_of({"__metadata__": {"format": "/home/alice"}, **ONE}, EIGHT),
+    "a folder in PEFT's metadata": safetensors_of(
+        {"__metadata__": {PEFT_METADATA: '{"unet.base_model_name_or_path": "/home/alice/sd"}'}, **ONE}, EIGHT
+    ),
+    "PEFT's metadata that is no JSON": safetensors_of({"__metadata__": {PEFT_METADATA: "by alice"}, **ONE}, EIGHT),
     # What is something else, too.
     "pickle": pickle.dumps({"w": [1.0] * 100}),
     "pickle of protocol 0": pickle.dumps({"w": [1.0] * 100}, protocol=0),
@@ -238,6 +245,7 @@ def test_attacks_are_refused_in_bounded_time_and_memory(name: str) -> None:
         ("zip within, with a comment that begins one", "PICKLE_REFUSED"),
         ("NaN in bfloat16", "WEIGHTS_NOT_FINITE"),
         ("metadata of kohya's scripts", "METADATA_REFUSED"),
+        ("a folder in PEFT's metadata", "METADATA_REFUSED"),
         ("leading space", "SAFETENSORS_INVALID"),
     ],
 )
@@ -257,6 +265,10 @@ HARMLESS: Mapping[str, bytes] = {
     "padding of spaces": raw(f'{{"w":{{{INNER}}}}}     '),
     "header that begins like a pickle": safetensors_of(json.dumps(ONE).encode().ljust(0x280), EIGHT),
     "what diffusers writes": safetensors_of({"__metadata__": {"format": "pt"}, **ONE}, EIGHT),
+    "what PEFT writes": safetensors_of(
+        {"__metadata__": {"format": "pt", PEFT_METADATA: '{"unet.r": 2, "unet.base_model_name_or_path": null}'}, **ONE},
+        EIGHT,
+    ),
     "tensors in another order than their bytes": safetensors_of(pair((8, 16), (0, 8)), EIGHT * 2),
     "largest finite numbers": safetensors_of(ONE, b"\xff\xff\x7f\x7f\xff\xff\x7f\xff"),
     "a scalar": number(1.0),
@@ -372,9 +384,6 @@ def test_a_size_that_is_not_true_is_no_way_in(content: bytes, size_bytes: int) -
 def test_memory_does_not_grow_with_the_file() -> None:
     shape = (4096, 4096)
     header = json.dumps({"w": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]}})
-    from atelier.pb.common.v1.common_pb2 import File
-    from services.registry.content import open_check
-
     start = struct.pack("<Q", len(header)) + header.encode()
     check = open_check(File(path=PATH, size_bytes=len(start) + 4 * math.prod(shape)), "f")
     piece = struct.pack("<f", 0.5) * 2**18

@@ -112,6 +112,22 @@ def _lose_index(folder: Path) -> None:
     (folder / "model_index.json").unlink()
 
 
+def _spoil_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[]")
+
+
+def _lose_shard(folder: Path) -> None:
+    _lose_weights(folder)
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "gone.safetensors"}}))
+
+
+def _point_elsewhere(folder: Path) -> None:
+    _lose_weights(folder)
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../text_encoder/model.safetensors"}}))
+
+
 def _other_family(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
 
@@ -121,6 +137,9 @@ def _other_family(folder: Path) -> None:
     [
         (_lose_weights, "BASE_MODEL_NOT_SAFETENSORS"),
         (_lose_index, "BASE_MODEL_NOT_FOUND"),
+        (_spoil_index, "BASE_MODEL_NOT_SUPPORTED"),
+        (_lose_shard, "BASE_MODEL_NOT_SAFETENSORS"),
+        (_point_elsewhere, "BASE_MODEL_NOT_SAFETENSORS"),
         (_other_family, "BASE_MODEL_NOT_SUPPORTED"),
     ],
 )
