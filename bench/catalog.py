@@ -1,7 +1,7 @@
 """The registry's lists, searches and aliases at 1,000 and at 100,000 versions: one that keeps its shape is as quick.
 
-Rows go straight into the database through the registry's own tables; what is timed goes through gRPC, one call after the
-other. Every query finds a full page at either size, except for those that look for a needle: one adapter, one word,
+Rows go straight into the database through the registry's own tables; what is timed goes through gRPC, one call after
+the other. Every query finds a full page at either size, except for those that look for a needle: one adapter, one word,
 one alias. Adapters have 10 versions each, so more versions are more adapters.
 """
 

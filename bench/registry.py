@@ -1,4 +1,4 @@
-"""`python -m bench.registry` (or `make bench-registry`): the registry's tables of docs/benchmarks.md, as measured here."""
+"""`python -m bench.registry` (or `make bench-registry`): the registry's tables of docs/benchmarks.md, measured here."""
 
 from __future__ import annotations
 

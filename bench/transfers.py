@@ -1,8 +1,8 @@
 """Versions in and out of the registry, beside the bare `minio` client on the same S3 server.
 
-The peer moves the same file between disk and the bucket with its defaults and checks nothing. Atelier's client hashes
-the file before it is sent and after it has arrived, and the registry hashes what it receives and looks at every number
-in it: all of that is in Atelier's figures. Each turn moves bytes that nobody has stored before.
+The peer moves the same file between disk and the bucket with its defaults. Atelier's client hashes the file before it is
+sent and while it arrives, and the registry hashes what it receives and looks at every number in it: all of that is in
+Atelier's figures. Each upload is of bytes that nobody has stored before.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import uuid
-from collections.abc import Iterator
 
 import numpy as np
 import urllib3
@@ -19,16 +17,14 @@ from minio import Minio
 
 from atelier.client import RegistryClient
 from atelier.client.base_models import BaseModelClient
-from atelier.pb.common.v1.common_pb2 import BaseModel, File
+from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription, Component, Layer
-from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from atelier.rpc.uploads import PIECE_BYTES, pieces_of
+from atelier.rpc.uploads import PIECE_BYTES
 from atelier.storage.blobs import BlobStore
 from bench.measure import Result, take_turns
 from bench.registry_server import Registry
 
-ADAPTER = "tenants/-/adapters/large"
 BASE = BaseModel(model="bench", digest=f"sha256:{'be' * 32}")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 WIDTH, RANK, NUM_LAYERS = 8192, 1024, 64
@@ -46,7 +42,6 @@ class Transfers:
     def __init__(self, registry: Registry, size_mib: int) -> None:
         self._registry = registry
         self._client = RegistryClient(registry.connection)
-        self._stub = RegistryServiceStub(registry.connection.channel)
         s3 = registry.s3
         self._minio = Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=False, region=s3.region)
         self._bucket = s3.bucket
@@ -72,6 +67,7 @@ class Transfers:
         """Seconds from what `upload` stored to a file on disk."""
         contenders = {
             "minio client, fget_object": self._get_with_minio,
+            "minio client, fget_object, then SHA-256": self._get_and_hash,
             "Atelier, DownloadFile (pull)": self._pull,
             "Atelier, signed GET": self._get_signed,
         }
@@ -85,6 +81,11 @@ class Transfers:
     def _get_with_minio(self) -> None:
         self._minio.fget_object(self._bucket, self._stored_key, str(self._target))
 
+    def _get_and_hash(self) -> None:
+        self._get_with_minio()
+        with self._target.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+
     def _publish(self) -> None:
         self._renew()
         self._published = self._client.publish("large", _version(), {WEIGHTS: self._path})
@@ -93,27 +94,16 @@ class Transfers:
         self._client.pull(self._published, self._registry.folder / "pull")
 
     def _write_upload(self) -> None:
-        upload = self._begin(sign_put_requests=False)
-
-        def messages() -> Iterator[pb.WriteUploadRequest]:
-            yield pb.WriteUploadRequest(spec=pb.WriteUploadSpec(upload=upload.name, path=WEIGHTS))
-            for piece in pieces_of([self._path]):
-                yield pb.WriteUploadRequest(data=piece)
-
-        self._stub.WriteUpload(messages())
-        self._complete(upload)
+        self._renew()
+        self._published = self._client.upload("large", _version(), {WEIGHTS: self._path})
 
     def _put_signed(self) -> None:
-        upload = self._begin(sign_put_requests=True)
-        put = upload.files[0].put
-        with self._path.open("rb") as file:
-            answer = self._http.request("PUT", put.url, body=file, headers=dict(put.headers))
-        assert answer.status == 200, answer.data
-        self._complete(upload)
+        self._renew()
+        self._published = self._client.upload_signed("large", _version(), {WEIGHTS: self._path})
 
     def _get_signed(self) -> None:
         version, digest = self._published, hashlib.sha256()
-        signed = self._stub.SignDownload(pb.SignDownloadRequest(version=version.name, path=WEIGHTS)).get
+        signed = self._client.sign_download(version, WEIGHTS)
         answer = self._http.request("GET", signed.url, preload_content=False)
         with self._target.open("wb") as file:
             for piece in answer.stream(PIECE_BYTES):
@@ -121,19 +111,6 @@ class Transfers:
                 file.write(piece)
         answer.release_conn()
         assert digest.hexdigest() == version.files[0].sha256
-
-    def _begin(self, *, sign_put_requests: bool) -> pb.Upload:
-        self._renew()
-        with self._path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        version = _version()
-        version.files.append(File(path=WEIGHTS, size_bytes=self._path.stat().st_size, sha256=sha256))
-        request = pb.CreateUploadRequest(parent=ADAPTER, version=version, sign_put_requests=sign_put_requests)
-        return self._stub.CreateUpload(request)
-
-    def _complete(self, upload: pb.Upload) -> None:
-        request = pb.CompleteUploadRequest(name=upload.name, request_id=str(uuid.uuid4()))
-        self._published = self._stub.CompleteUpload(request)
 
     def _renew(self) -> None:
         """Makes the file one that is stored nowhere."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from atelier.client.base_models import BaseModelClient
+from atelier.errors import UnavailableError
 from atelier.local.process import wait_until
 from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription
 from atelier.rpc.identity import TokenAuthority
@@ -47,12 +48,19 @@ class RegistryServer(ServiceProcess):
     def start(self) -> None:
         """Starts the process, waits until it serves, and tells it of the base model of `files.version()`."""
         super().start()
-        self.register(fake_base())
+        wait_until(self._is_told, timeout_seconds=30, what="the registry knows the base model")
 
     def register(self, base_model: BaseModelDescription) -> BaseModelDescription:
         """Tells the registry of a base model, as its operator."""
         with self.connect(OPERATOR_TENANT, OPERATOR) as connection:
             return BaseModelClient(connection).register(base_model)
+
+    def _is_told(self) -> bool:
+        try:
+            self.register(fake_base())
+        except UnavailableError:
+            return False  # channels to an address that was dead just now wait before they connect again
+        return True
 
     def wait_for_upload(self) -> None:
         """Returns when a PublishVersion call is being served."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,17 +33,21 @@ def test_an_upload_goes_on_where_a_killed_registry_stopped(
     server = RegistryServer(tmp_path, seaweedfs.s3_config(BUCKET), signing_key_file)
     server.start()
     sent_bytes: list[int] = []
+    killed = threading.Event()
 
     def count(size_bytes: int) -> None:
         sent_bytes.append(size_bytes)
-        if sum(sent_bytes[:-1]) < 40 * MIB <= sum(sent_bytes):
+        if not killed.is_set() and sum(sent_bytes) >= 40 * MIB:
             server.kill()
-            server.start()
+            killed.set()
 
-    with server.connect("acme") as connection:
+    with server.connect("acme") as connection, ThreadPoolExecutor() as threads:
         registry = RegistryClient(connection)
         registry.create_adapter("fox")
-        published = registry.upload("fox", version(), on_disk(LARGE, tmp_path), on_sent=count)
+        upload = threads.submit(registry.upload, "fox", version(), on_disk(LARGE, tmp_path), on_sent=count)
+        assert killed.wait(timeout=60)
+        server.start()
+        published = upload.result()
         assert hashlib.sha256(registry.download(published, WEIGHTS)).digest() == hashlib.sha256(LARGE[WEIGHTS]).digest()
     size_bytes = sum(map(len, LARGE.values()))
     assert 40 * MIB + size_bytes - 8 * MIB > sum(sent_bytes) > size_bytes

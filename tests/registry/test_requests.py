@@ -225,7 +225,7 @@ def test_request_id_must_be_a_uuid(
 
 
 @each_case
-@pytest.mark.parametrize("request_id", ["", str(uuid.uuid4())])
+@pytest.mark.parametrize("request_id", ["", str(uuid.UUID(int=1))], ids=["without-id", "with-id"])
 def test_validate_only_changes_nothing(
     registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case, request_id: str
 ) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from types import NoneType
+from typing import Any
+
 import pytest
 
 from atelier.errors import InvalidArgumentError
@@ -49,4 +53,41 @@ def test_token_with_a_key_that_cannot_be_is_refused(key: str | int, first: str |
 def test_token_of_nobody_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         parse_page(0, token, "jobs")
+    assert caught.value.violations[0].field == "page_token"
+
+
+TIME = datetime(2026, 1, 31, 12, 0, 0, 7, tzinfo=UTC)
+PARTS = [(float, NoneType), (datetime,), (str,), (int,)]
+
+
+@pytest.mark.parametrize("key", [(0.1, TIME, "fox", 7), (None, TIME, "é", MAX_NUMBER), (-1e300, TIME, "", 1)])
+def test_token_brings_a_key_of_several_parts_back(key: tuple[Any, ...]) -> None:
+    _, token = parse_page(1, "", "versions", first=()).cut([key, key], key=lambda item: item)
+    assert parse_page(0, token, "versions", first=(), parts=PARTS).after == key
+    assert parse_page(0, "", "versions", first=(), parts=PARTS).after == ()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (0.1, TIME, "fox"),
+        (0.1, TIME, "fox", 7, 7),
+        (1, TIME, "fox", 7),
+        (float("nan"), TIME, "fox", 7),
+        (0.1, "yesterday", "fox", 7),
+        (0.1, "0001-01-01T00:00:00+10:00", "fox", 7),
+        (0.1, TIME, "a\0", 7),
+        (0.1, TIME, "\ud800", 7),
+        (0.1, TIME, None, 7),
+        (0.1, TIME, "fox", 2**70),
+        (0.1, TIME, "fox", True),
+        ([], TIME, "fox", 7),
+        "fox",
+        7,
+    ],
+)
+def test_token_with_parts_that_no_row_has_is_refused(key: Any) -> None:
+    _, token = parse_page(1, "", "versions", first=()).cut([key, key], key=lambda item: item)
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_page(0, token, "versions", first=(), parts=PARTS)
     assert caught.value.violations[0].field == "page_token"
