@@ -1,8 +1,8 @@
 """Versions in and out of the registry, beside the bare `minio` client on the same S3 server.
 
-The peer moves the same file between disk and the bucket with its defaults. Atelier's client hashes the file before it is
-sent and while it arrives, and the registry hashes what it receives and looks at every number in it: all of that is in
-Atelier's figures. Each upload is of bytes that nobody has stored before.
+The peer moves the same file between disk and the bucket with its defaults. Atelier's client hashes the file before it
+is sent and while it arrives, and the registry hashes what it receives and looks at every number in it: all of that is
+in Atelier's figures. Each upload is of bytes that nobody has stored before.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from atelier.errors import DataLossError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.names import shown
 from atelier.rpc.status import translated_errors
+from atelier.rpc.uploads import is_safe_path
 
 
 def ignore_size(size_bytes: int) -> None:
@@ -49,6 +51,9 @@ class DownloadMethods:
         """Writes all files of a version below `folder`, which plain diffusers then loads.
 
         A file has its name once it is there whole. `on_received(size_bytes)` hears of each piece.
+
+        Raises:
+            DataLossError: bytes are not what was published, or a path would lead out of the folder.
         """
         return [
             _write(version.name, file, self._pieces(version, file.path), folder, on_received) for file in version.files
@@ -104,6 +109,8 @@ def _find(version: pb.Version, path: str) -> File:
 
 
 def _write(version: str, file: File, pieces: Iterable[bytes], folder: Path, on_received: Callable[[int], None]) -> Path:
+    if not is_safe_path(file.path):  # of an honest registry, every path is
+        raise DataLossError(f"{version}: the registry tells of a file {shown(file.path)}; nothing is written there")
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")

@@ -29,6 +29,11 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 _MAX_PATH_CHARACTERS = 200
 
 
+def is_safe_path(path: str) -> bool:
+    """Whether a file's path is relative, plain, and stays below the folder that it is joined to."""
+    return len(path) <= _MAX_PATH_CHARACTERS and _PATH.fullmatch(path) is not None
+
+
 def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> None:
     """Refuses what no upload can fulfil: no files, unsafe or double paths, odd sizes or digests. As `receive_files`."""
     if not 1 <= len(files) <= MAX_FILES:
@@ -36,7 +41,7 @@ def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> No
     seen: set[str] = set()
     for index, file in enumerate(files):
         where = f"{field}[{index}]"
-        if len(file.path) > _MAX_PATH_CHARACTERS or not _PATH.fullmatch(file.path):
+        if not is_safe_path(file.path):
             rule = "a relative path of letters, digits, '_', '-', '.' and '/' whose parts do not start with '.'"
             raise InvalidArgumentError(f"{where}.path", f"is {shown(file.path)}; allowed is {rule}")
         if file.path in seen:

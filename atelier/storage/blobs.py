@@ -176,13 +176,30 @@ class BlobStore:
         """Gives up multipart uploads that began before that and whose process has gone. Returns how many."""
         count = 0
         with _translated():
-            # minio has no public way to what a killed process leaves behind.
-            ongoing = self._client._list_multipart_uploads(self._bucket, prefix=prefix).uploads
-            for upload in ongoing:
-                if upload.initiated_time is not None and upload.initiated_time < older_than:
-                    self._client._abort_multipart_upload(self._bucket, upload.object_name, str(upload.upload_id))
+            for name, upload_id in self._uploads_before(older_than, prefix):
+                try:
+                    self._client._abort_multipart_upload(self._bucket, name, upload_id)
+                except S3Error as error:
+                    if error.code != "NoSuchUpload":  # another collector was faster
+                        raise
+                else:
                     count += 1
         return count
+
+    def _uploads_before(self, moment: datetime, prefix: str) -> list[tuple[str, str]]:
+        """Multipart uploads that began before that, by key and id; none while there is no bucket."""
+        try:
+            # minio has no public way to what a killed process leaves behind.
+            ongoing = self._client._list_multipart_uploads(self._bucket, prefix=prefix).uploads
+        except S3Error as error:
+            if error.code != "NoSuchBucket":
+                raise
+            return []
+        return [
+            (str(upload.object_name), str(upload.upload_id))
+            for upload in ongoing
+            if upload.initiated_time is not None and upload.initiated_time < moment
+        ]
 
     def create_bucket(self) -> None:
         """Makes the bucket unless it is there: at the first write, since what needs no S3 must not wait for it."""

@@ -9,6 +9,7 @@ import pytest
 
 from atelier.client import RegistryClient
 from atelier.errors import DataLossError
+from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.storage.blobs import BlobStore
 from tests.harness.files import WEIGHTS, adapter_files, version
@@ -52,6 +53,16 @@ def test_a_file_that_does_not_arrive_whole_never_has_its_name(
     with pytest.raises(DataLossError):
         registry.pull(published, tmp_path)
     assert not (tmp_path / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("path", ["../README.md", "/tmp/README.md", "samples/../../README.md", ".README.md"])
+def test_a_path_that_leads_out_of_the_folder_is_not_followed(
+    registry: RegistryClient, tmp_path: Path, path: str
+) -> None:
+    lying = pb.Version(files=[File(path=path, size_bytes=1, sha256="0" * 64)])
+    with pytest.raises(DataLossError, match="nothing is written"):
+        registry.pull(lying, tmp_path / "inside")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_on_disk_are_the_same_version_as_their_bytes(registry: RegistryClient, tmp_path: Path) -> None:

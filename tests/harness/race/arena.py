@@ -21,7 +21,7 @@ from atelier.rpc.scopes import ADMIN, OPERATOR
 from tests.harness.race.calls import ADAPTERS, OPERATORS, TENANTS, Caller
 from tests.harness.race.client import Settings
 from tests.harness.registry import RegistryServer
-from tests.harness.service import ServiceProcess
+from tests.harness.service import ServiceProcess, health
 
 PROCESSES = 4
 THREADS = 8
@@ -66,8 +66,7 @@ def run_race(replicas: list[RegistryServer], folder: Path, *, seconds: float, se
     clients = _Clients(path, folder)
     kills = _kill_at_random(clients, replicas, settings)
     clients.wait()
-    for replica in replicas:
-        wait_until(lambda replica=replica: _answers(replica), timeout_seconds=60, what="the replicas answer")
+    wait_until(lambda: all(map(_answers, replicas)), timeout_seconds=60, what="the replicas answer")
     return Race(replicas=replicas, journals=folder, kills=kills)
 
 
@@ -108,8 +107,9 @@ def _kill_at_random(clients: _Clients, replicas: list[RegistryServer], settings:
         never.wait(generator.expovariate(1 / MEAN_SECONDS_BETWEEN_KILLS))  # a moment that nobody foresees
         if time.time() >= settings.end_time:
             return kills
-        if generator.random() < REPLICA_SHARE:
-            replica = generator.choice(replicas)
+        replica = generator.choice(replicas)
+        others = [health(other.address) for other in replicas if other is not replica]
+        if generator.random() < REPLICA_SHARE and "SERVING" in others:  # nothing is tried while nobody answers
             replica.kill()
             replica.process.start()
             kills["replicas"] += 1

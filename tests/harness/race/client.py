@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import random
 import sys
@@ -23,6 +24,8 @@ from tests.harness.race.calls import Caller, aim, choose, send
 from tests.harness.race.journal import Journal, Operation, Outcome
 
 ATTEMPTS = 4
+HANG_SECONDS = 45.0
+"""After the end: no call takes so long."""
 _LOST = (UnavailableError, DeadlineExceededError, CancelledError)
 """Nobody knows whether what was sent was done."""
 
@@ -44,7 +47,8 @@ class Settings:
 
 
 def main(settings: Settings, index: int) -> None:
-    """Runs until the race ends."""
+    """Runs until the race ends; says where it hangs when it does not."""
+    faulthandler.dump_traceback_later(settings.end_time - time.time() + HANG_SECONDS)
     journal = Journal(Path(settings.folder) / f"{index}.jsonl")
     with ExitStack() as stack:
         callers = {
