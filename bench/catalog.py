@@ -81,7 +81,7 @@ def queries(stub: RegistryServiceStub, size: int) -> Mapping[str, Callable[[rand
         return response
 
     middle = _middle_token(stub, size)
-    good = "base_model.model = base-{} AND metrics.clip_i > 0.8"
+    good = "base_model.model = base-{} AND metrics.clip_i > 0.6"
     return {
         "page of adapters": lambda draw: stub.ListAdapters(pb.ListAdaptersRequest(parent="tenants/-")),
         "page of adapters with a tag": lambda draw: stub.ListAdapters(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
-from atelier.client.connection import Connection, paged
+from atelier.client.connection import Connection, fresh_request_id, paged
 from atelier.pb.registry.v1 import base_models_pb2 as pb
 from atelier.pb.registry.v1.base_models_pb2_grpc import BaseModelServiceStub
 from atelier.rpc.status import translated_errors
@@ -19,7 +18,7 @@ class BaseModelClient:
 
     def register(self, base_model: pb.BaseModelDescription) -> pb.BaseModelDescription:
         """Tells of a base model, as `atelier.diffusion.base_layers.describe_base` describes it."""
-        request = pb.RegisterBaseModelRequest(base_model=base_model, request_id=str(uuid.uuid4()))
+        request = pb.RegisterBaseModelRequest(base_model=base_model, request_id=fresh_request_id())
         with translated_errors():
             return self._stub.RegisterBaseModel(request)
 

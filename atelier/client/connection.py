@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,13 @@ from atelier.rpc.status import translated_errors
 
 OWN_TENANT = "tenants/-"
 """The caller's tenant, whatever its name: a credential has just one."""
+LONG_CALL_SECONDS = 660.0
+"""For calls that work through many bytes: above a service's own limit (`--max-unary-seconds`), which comes first."""
+
+
+def fresh_request_id() -> str:
+    """What makes the retries of one call safe."""
+    return str(uuid.uuid4())
 
 
 class Connection:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
-from atelier.client.connection import Connection
+from atelier.client.connection import LONG_CALL_SECONDS, Connection, fresh_request_id
 from atelier.pb.registry.v1 import maintenance_pb2 as pb
 from atelier.pb.registry.v1.maintenance_pb2_grpc import MaintenanceServiceStub
 from atelier.rpc.status import translated_errors
@@ -19,8 +18,9 @@ class MaintenanceClient:
 
     def collect_garbage(self, *, validate_only: bool = False) -> pb.CollectGarbageResponse:
         """Removes what nobody has any more; with `validate_only` counts what would go."""
+        request = pb.CollectGarbageRequest(validate_only=validate_only)
         with translated_errors():
-            return self._stub.CollectGarbage(pb.CollectGarbageRequest(validate_only=validate_only))
+            return self._stub.CollectGarbage(request, timeout=LONG_CALL_SECONDS)
 
     def scrub(self, *, limit_bytes: int = 0) -> Iterator[pb.ScrubResponse]:
         """Has stored contents read again, at most `limit_bytes` unless 0; tells of progress and of what is wrong."""
@@ -36,4 +36,4 @@ class MaintenanceClient:
         """Sets what a tenant may store; 0 means no limit."""
         quota = pb.Quota(name=f"quotas/{tenant}", max_stored_bytes=max_stored_bytes, max_versions=max_versions)
         with translated_errors():
-            return self._stub.UpdateQuota(pb.UpdateQuotaRequest(quota=quota, request_id=str(uuid.uuid4())))
+            return self._stub.UpdateQuota(pb.UpdateQuotaRequest(quota=quota, request_id=fresh_request_id()))

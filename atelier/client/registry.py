@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from atelier.client.connection import OWN_TENANT, Connection, paged
-from atelier.client.registry_adapters import AdapterMethods, adapter_name, fresh_request_id, version_name
+from atelier.client.connection import OWN_TENANT, Connection, fresh_request_id, paged
+from atelier.client.registry_adapters import AdapterMethods, adapter_name, version_name
 from atelier.client.registry_downloads import DownloadMethods
 from atelier.client.registry_uploads import UploadMethods
 from atelier.pb.registry.v1 import registry_pb2 as pb

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from atelier.client.connection import OWN_TENANT, paged
+from atelier.client.connection import OWN_TENANT, fresh_request_id, paged
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
@@ -26,11 +25,6 @@ def version_name(adapter: str, version: str) -> str:
 def alias_name(adapter: str, alias: str) -> str:
     """Full name of an alias of one of the caller's adapters."""
     return f"{adapter_name(adapter)}/aliases/{alias}"
-
-
-def fresh_request_id() -> str:
-    """What makes the retries of one call safe."""
-    return str(uuid.uuid4())
 
 
 class AdapterMethods:

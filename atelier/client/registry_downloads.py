@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 
-from atelier.errors import DataLossError, NotFoundError
+from atelier.errors import DataLossError, FailedPreconditionError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
@@ -54,6 +55,7 @@ class DownloadMethods:
 
         Raises:
             DataLossError: bytes are not what was published, or a path would lead out of the folder.
+            FailedPreconditionError: a folder below `folder` is a symbolic link.
         """
         return [
             _write(version.name, file, self._pieces(version, file.path), folder, on_received) for file in version.files
@@ -112,13 +114,24 @@ def _write(version: str, file: File, pieces: Iterable[bytes], folder: Path, on_r
     if not is_safe_path(file.path):  # of an honest registry, every path is
         raise DataLossError(f"{version}: the registry tells of a file {shown(file.path)}; nothing is written there")
     target = folder / file.path
+    _refuse_links(folder, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    with part.open("wb") as stream:
+    part.unlink(missing_ok=True)
+    with part.open("xb") as stream:  # a file that is new is no link
         for piece in _checked(version, file, pieces):
             stream.write(piece)
             on_received(len(piece))
     return part.replace(target)
+
+
+def _refuse_links(folder: Path, target: Path) -> None:
+    """Refuses a target that links below `folder` would lead elsewhere."""
+    for parent in takewhile(lambda parent: parent != folder, target.parents):
+        if parent.is_symlink():
+            raise FailedPreconditionError(
+                f"{parent} is a symbolic link; nothing is written through it", reason="SYMBOLIC_LINK"
+            )
 
 
 def _checked(version: str, file: File, pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -6,7 +6,6 @@ the object store itself.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,21 +14,24 @@ from typing import IO
 
 import urllib3
 
-from atelier.client.registry_adapters import adapter_name, fresh_request_id
+from atelier.client.connection import LONG_CALL_SECONDS, fresh_request_id
+from atelier.client.registry_adapters import adapter_name
 from atelier.client.registry_downloads import ignore_size
-from atelier.errors import AbortedError, UnavailableError
-from atelier.pb.common.v1.common_pb2 import File
+from atelier.errors import AbortedError, DeadlineExceededError, UnavailableError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
-from atelier.rpc.uploads import PIECE_BYTES, pieces_of
+from atelier.rpc.uploads import PIECE_BYTES, describe_file, pieces_of
 
 MAX_FAILURES = 10
 """Calls of an upload, one after the other, that fail without a byte's progress in between."""
+COMPLETE_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
 """Between such calls, when the registry does not say how long."""
 PUT_TIMEOUT_SECONDS = 60.0
 """Without a byte's progress, of a PUT to the object store."""
+FRESH_SECONDS = 120.0
+"""Before the end of a signed PUT, from when on a fresh one is asked for: clocks differ a little."""
 Contents = Mapping[str, bytes | Path]
 """Bytes or files, by the paths that they have in the version."""
 
@@ -64,7 +66,7 @@ class UploadMethods:
         spec = pb.ImportVersionSpec(
             parent=adapter_name(adapter),
             version=version,
-            file=_describe(file.name, file),
+            file=describe_file(file.name, file),
             request_id=fresh_request_id(),
         )
 
@@ -96,10 +98,17 @@ class UploadMethods:
             return self._stub.GetUpload(pb.GetUploadRequest(name=name))
 
     def complete_upload(self, name: str) -> pb.Version:
-        """Publishes what was uploaded."""
+        """Publishes what was uploaded. An answer that is lost on its way is asked for again."""
         request = pb.CompleteUploadRequest(name=name, request_id=fresh_request_id())
-        with translated_errors():
-            return self._stub.CompleteUpload(request)
+        for attempt in range(1, COMPLETE_ATTEMPTS + 1):
+            try:
+                with translated_errors():
+                    return self._stub.CompleteUpload(request, timeout=LONG_CALL_SECONDS)
+            except (UnavailableError, DeadlineExceededError) as error:
+                if attempt == COMPLETE_ATTEMPTS:
+                    raise
+                time.sleep(error.retry_after_seconds or RETRY_SECONDS)
+        raise AssertionError("the last attempt returns or raises")
 
     def delete_upload(self, name: str) -> None:
         """Gives an upload up."""
@@ -140,9 +149,12 @@ class UploadMethods:
         """
         upload = self.create_upload(adapter, version, contents, sign_put_requests=True)
         with urllib3.PoolManager(retries=False, timeout=PUT_TIMEOUT_SECONDS) as pool:
-            for file in upload.files:
+            for index, file in enumerate(upload.files):
                 content = contents[file.file.path]
                 if file.HasField("put"):
+                    if file.put.expire_time.ToSeconds() - time.time() < FRESH_SECONDS:
+                        upload = self.get_upload(upload.name)
+                        file = upload.files[index]
                     _put(pool, file, content)
                     on_sent(file.file.size_bytes)
                 else:
@@ -186,16 +198,8 @@ def _with_files(version: pb.Version, contents: Contents) -> pb.Version:
     described = pb.Version()
     described.CopyFrom(version)
     del described.files[:]
-    described.files.extend(_describe(path, contents[path]) for path in sorted(contents))
+    described.files.extend(describe_file(path, contents[path]) for path in sorted(contents))
     return described
-
-
-def _describe(path: str, content: bytes | Path) -> File:
-    if isinstance(content, bytes):
-        return File(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    with content.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(path=path, size_bytes=content.stat().st_size, sha256=sha256)
 
 
 def _put(pool: urllib3.PoolManager, file: pb.UploadFile, content: bytes | Path) -> None:

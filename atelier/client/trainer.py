@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from atelier.client.connection import OWN_TENANT, Connection, paged
+from atelier.client.connection import OWN_TENANT, Connection, fresh_request_id, paged
 from atelier.errors import InvalidArgumentError
-from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from atelier.rpc.names import shown
 from atelier.rpc.status import translated_errors
-from atelier.rpc.uploads import pieces_of
+from atelier.rpc.uploads import describe_file, pieces_of
 
 
 def dataset_name(dataset: str) -> str:
@@ -24,10 +21,6 @@ def dataset_name(dataset: str) -> str:
 def job_name(job: str) -> str:
     """Full name of one of the caller's jobs."""
     return f"{OWN_TENANT}/jobs/{job}"
-
-
-def _file(path: str, content: bytes) -> File:
-    return File(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 class TrainerClient:
@@ -50,16 +43,16 @@ class TrainerClient:
             masks: (file name, bytes) by the file name of the image that they belong to.
             on_sent: hears of the size in bytes of each piece sent.
         """
-        spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=str(uuid.uuid4()))
+        spec = pb.CreateDatasetSpec(parent=OWN_TENANT, dataset_id=dataset, request_id=fresh_request_id())
         contents = []
         if unknown := sorted((masks or {}).keys() - {file_name for file_name, _, _ in images}):
             raise InvalidArgumentError("masks", f"has {shown(unknown[0])}, which is none of the images")
         for file_name, content, caption in images:
             mask_name, mask = (masks or {}).get(file_name, ("", None))
-            image = pb.DatasetImage(file=_file(file_name, content), caption=caption)
+            image = pb.DatasetImage(file=describe_file(file_name, content), caption=caption)
             contents.append(content)
             if mask is not None:
-                image.mask.CopyFrom(_file(mask_name, mask))
+                image.mask.CopyFrom(describe_file(mask_name, mask))
                 contents.append(mask)
             spec.dataset.images.append(image)
 
@@ -84,7 +77,7 @@ class TrainerClient:
     def create_job(self, job: pb.Job, *, job_id: str = "", validate_only: bool = False) -> pb.Job:
         """Creates a job; `job.dataset` is a full name (see `dataset_name`)."""
         request = pb.CreateJobRequest(
-            parent=OWN_TENANT, job_id=job_id, job=job, request_id=str(uuid.uuid4()), validate_only=validate_only
+            parent=OWN_TENANT, job_id=job_id, job=job, request_id=fresh_request_id(), validate_only=validate_only
         )
         with translated_errors():
             return self._stub.CreateJob(request)
@@ -106,12 +99,12 @@ class TrainerClient:
     def cancel(self, job: str) -> pb.Job:
         """Asks a job to stop."""
         with translated_errors():
-            return self._stub.CancelJob(pb.CancelJobRequest(name=job_name(job), request_id=str(uuid.uuid4())))
+            return self._stub.CancelJob(pb.CancelJobRequest(name=job_name(job), request_id=fresh_request_id()))
 
     def create_batch(self, jobs: Sequence[pb.Job], *, batch_id: str = "", validate_only: bool = False) -> pb.Batch:
         """Creates many jobs, all or none."""
         request = pb.CreateBatchRequest(
-            parent=OWN_TENANT, batch_id=batch_id, jobs=jobs, request_id=str(uuid.uuid4()), validate_only=validate_only
+            parent=OWN_TENANT, batch_id=batch_id, jobs=jobs, request_id=fresh_request_id(), validate_only=validate_only
         )
         with translated_errors():
             return self._stub.CreateBatch(request)

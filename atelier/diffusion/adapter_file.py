@@ -10,7 +10,7 @@ import torch
 
 from atelier.diffusion.base_layers import name_in_files
 from atelier.diffusion.formats.diffusers_form import FILE_NAME, read_diffusers, write_diffusers
-from atelier.diffusion.formats.low_rank import MAX_RANK
+from atelier.diffusion.formats.low_rank import MAX_SLOT_RANK
 from atelier.diffusion.lowrank import Factors, LowRank, from_arrays, to_arrays
 from atelier.diffusion.safetensors_header import MAX_HEADER_BYTES
 
@@ -35,7 +35,7 @@ def read_adapter_file(
     source: Path | bytes,
     shapes: Mapping[str, Mapping[str, torch.Size]],
     *,
-    max_rank: int = MAX_RANK,
+    max_rank: int = MAX_SLOT_RANK,
     field: str = "adapter",
 ) -> dict[str, dict[str, LowRank]]:
     """Reads an adapter for a base model, as `formats.diffusers_form.read_diffusers` does.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from atelier.diffusion.formats.kohya_form import read_kohya, write_kohya
-from atelier.diffusion.formats.low_rank import MAX_RANK
+from atelier.diffusion.formats.low_rank import MAX_SLOT_RANK
 from atelier.diffusion.lowrank import Factors, LowRank, all_weight_shapes, from_arrays, to_arrays
 
 KOHYA_FILE_NAME = "kohya_lora.safetensors"
@@ -24,7 +24,7 @@ def write_kohya_file(factors: Mapping[str, Factors], components: Collection[str]
 
 
 def check_kohya_file(
-    contents: bytes, components: Mapping[str, nn.Module], *, max_rank: int = MAX_RANK, field: str = "adapter"
+    contents: bytes, components: Mapping[str, nn.Module], *, max_rank: int = MAX_SLOT_RANK, field: str = "adapter"
 ) -> dict[str, dict[str, LowRank]]:
     """Reads a file back as ComfyUI does, as `formats.kohya_form.read_kohya`.
 

@@ -1,14 +1,17 @@
 """Client channels: TLS, credential and correlation id on every call, retries of UNAVAILABLE, messages up to 64 MiB.
 
 A credential leaves this machine under TLS, or where the caller says that something else protects it. Certificates
-are read when the channel is opened. Retries follow gRPC's service config. Creating calls are safe to retry because
-clients send a `request_id`.
+are read when the channel is opened. Retries follow gRPC's service config: calls that change something are repeated
+under the `request_id` that clients send, or do no harm twice. Calls whose answer holds a fresh secret are neither, and
+are never repeated: whether the lost answer's token is there, their caller has to look. Nor are calls that stream their
+answer: when a server dies, gRPC's retries leave some of these waiting for ever, past their deadlines (grpcio 1.85.1).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +20,31 @@ from typing import Any, NamedTuple
 import grpc
 
 from atelier.errors import FailedPreconditionError
+from atelier.pb.inference.v1 import inference_pb2
+from atelier.pb.registry.v1 import base_models_pb2, maintenance_pb2, registry_pb2, tokens_pb2
+from atelier.pb.trainer.v1 import trainer_pb2
 from atelier.rpc.call import CORRELATION_HEADER, current_correlation_id
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
+_CONTRACTS = (base_models_pb2, inference_pb2, maintenance_pb2, registry_pb2, tokens_pb2, trainer_pb2)
+_SECRET_ANSWERS = ("CreateToken", "RotateToken")
+
+
+def _never_repeated() -> list[dict[str, str]]:
+    services = [service for contract in _CONTRACTS for service in contract.DESCRIPTOR.services_by_name.values()]
+    return [
+        {"service": service.full_name, "method": method.name}
+        for service in services
+        for method in service.methods
+        if method.server_streaming or method.name in _SECRET_ANSWERS
+    ]
+
+
 _SERVICE_CONFIG = {
     "methodConfig": [
+        {"name": _never_repeated()},
         {
             "name": [{}],
             "retryPolicy": {
@@ -33,9 +54,11 @@ _SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
     ]
 }
+# host:port, in brackets an IPv6 address; what a URL may have besides, such as `user@`, is no part of a host.
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):[0-9]{1,5}")
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
@@ -124,7 +147,12 @@ def open_channel(
 
 def is_loopback(address: str) -> bool:
     """Whether what is sent to `host:port` stays on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
+    match = _ADDRESS.fullmatch(address)
+    return match is not None and is_loopback_host(match[1] or match[2])
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host's name or address, without brackets, is this machine's."""
     if host == "localhost":
         return True
     try:

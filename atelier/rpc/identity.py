@@ -7,7 +7,6 @@ shared key, HMAC-SHA256. Such a token is good until it expires: there is no revo
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Collection
@@ -20,12 +19,13 @@ from jwt.types import Options
 
 from atelier.errors import UnauthenticatedError
 from atelier.pb.common.v1.common_pb2 import Scope
+from atelier.rpc.names import ID_PATTERN
 from atelier.rpc.scopes import scope_name, scope_named
 
 ISSUER = "atelier"
 ALGORITHM = "HS256"
 MIN_KEY_BYTES = 32
-TENANT_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+MAX_SUBJECT_CHARACTERS = 255
 SECRET_PREFIX = "atl_"
 """Begins a random token; no JSON Web Token begins so."""
 
@@ -66,8 +66,8 @@ class TokenAuthority:
 
     def issue(self, *, tenant: str, subject: str, scopes: Collection[Scope], lifetime_seconds: float) -> str:
         """A token for `tenant` that allows `scopes` and expires after `lifetime_seconds`."""
-        if not TENANT_PATTERN.fullmatch(tenant):
-            raise ValueError(f"tenant: {tenant!r} does not match {TENANT_PATTERN.pattern}")
+        if not ID_PATTERN.fullmatch(tenant):
+            raise ValueError(f"tenant: {tenant!r} does not match {ID_PATTERN.pattern}")
         now = time.time()
         claims = {
             "iss": ISSUER,
@@ -90,7 +90,8 @@ class TokenAuthority:
             raise expired() from error
         except (jwt.InvalidTokenError, TypeError, ValueError) as error:
             raise UnauthenticatedError("the token is not valid", reason="TOKEN_INVALID") from error
-        return Identity(tenant=check_tenant(claims["tenant"]), subject=claims["sub"], scopes=scopes)
+        tenant, subject = check_tenant(claims["tenant"]), check_subject(claims["sub"])
+        return Identity(tenant=tenant, subject=subject, scopes=scopes)
 
 
 class Authenticator:
@@ -134,8 +135,17 @@ def _claimed_issuer(token: str) -> object:
 
 def check_tenant(value: object) -> str:
     """A tenant's id out of a verified token; UnauthenticatedError when it is none."""
-    if not isinstance(value, str) or not TENANT_PATTERN.fullmatch(value):
+    if not isinstance(value, str) or not ID_PATTERN.fullmatch(value):
         raise UnauthenticatedError("the token names no valid tenant", reason="TOKEN_INVALID")
+    return value
+
+
+def check_subject(value: object) -> str:
+    """A subject out of a verified token; UnauthenticatedError when it is none that can be kept and shown."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SUBJECT_CHARACTERS or not value.isprintable():
+        raise UnauthenticatedError(
+            f"the token's subject is not 1 to {MAX_SUBJECT_CHARACTERS} printable characters", reason="TOKEN_INVALID"
+        )
     return value
 
 

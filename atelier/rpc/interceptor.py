@@ -163,7 +163,9 @@ class _CallRecord:
     def _known(self, error: BaseException) -> errors.AtelierError:
         if isinstance(error, errors.AtelierError):
             if error.__cause__ is not None:
-                _log.info("rpc error", method=self._method, reason=error.reason, cause=repr(error.__cause__))
+                # Of the cause only the type: its text may name hosts, users and what a caller sent.
+                cause = type(error.__cause__).__name__
+                _log.info("rpc error", method=self._method, reason=error.reason, cause=cause)
             return error
         if isinstance(error, TimeoutError):
             return errors.DeadlineExceededError("the call took longer than the service allows")

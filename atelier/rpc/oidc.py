@@ -22,8 +22,8 @@ import structlog
 
 from atelier.errors import UnauthenticatedError, UnavailableError
 from atelier.pb.common.v1.common_pb2 import Scope
-from atelier.rpc.channel import is_loopback
-from atelier.rpc.identity import Identity, check_tenant, expired
+from atelier.rpc.channel import is_loopback_host
+from atelier.rpc.identity import Identity, check_subject, check_tenant, expired
 from atelier.rpc.scopes import SCOPE_NAMES, scope_named
 
 ALGORITHMS = ["RS256", "ES256"]
@@ -34,6 +34,8 @@ FRESH_SECONDS = 300.0
 """Keys are fetched again after this long."""
 MAX_STALE_SECONDS = 3600.0
 """Keys are used for this long when they cannot be fetched again."""
+SUBJECT_PREFIX = "oidc:"
+"""Begins the subjects, so that the provider's names are never taken for those of our own tokens."""
 _MAX_DOCUMENT_BYTES = 1024 * 1024
 _SCOPE_PREFIX = "atelier:"
 _GRANTED = {name.lower(): scope_named(name) for name in SCOPE_NAMES if name != "OPERATOR"}
@@ -86,7 +88,8 @@ class OidcVerifier:
         except jwt.PyJWTError as error:
             raise UnauthenticatedError("the token is not valid", reason="TOKEN_INVALID") from error
         tenant = check_tenant(claims.get(self._config.tenant_claim))
-        return Identity(tenant=tenant, subject=claims["sub"], scopes=_scopes(claims.get(self._config.scope_claim)))
+        subject = check_subject(SUBJECT_PREFIX + claims["sub"])
+        return Identity(tenant=tenant, subject=subject, scopes=_scopes(claims.get(self._config.scope_claim)))
 
 
 class _ProviderKeys:
@@ -166,7 +169,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def _is_protected(url: str) -> bool:
     parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.netloc))
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(parts.hostname or ""))
 
 
 def _scopes(claim: object) -> frozenset[Scope]:

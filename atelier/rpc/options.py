@@ -79,7 +79,7 @@ def s3_options(command: _Command) -> _Command:
 
 def spool_option(command: _Command) -> _Command:
     """Adds `spool_folder`, which the service creates."""
-    help_text = "Where uploads wait for their end."
+    help_text = "Where temporary files lie."
     default = tempfile.gettempdir()
     return click.option("--spool-folder", type=_PATH, default=default, show_default=True, help=help_text)(command)
 

@@ -19,6 +19,10 @@ from grpc_status import rpc_status
 from atelier import errors
 
 DOMAIN = "atelier"
+# A status travels in headers, its message twice, percent-encoded and in base64: gRPC takes 8 KiB of headers in all, and
+# makes RESOURCE_EXHAUSTED of what has more.
+MAX_MESSAGE_BYTES = 1000
+MAX_VALUE_BYTES = 500
 
 _CODES: dict[type[errors.AtelierError], int] = {
     errors.InvalidArgumentError: code_pb2.INVALID_ARGUMENT,
@@ -39,13 +43,17 @@ _ERRORS = {code: error for error, code in _CODES.items()}
 
 
 def to_status(error: errors.AtelierError) -> status_pb2.Status:
-    """The status that tells a caller everything that `error` holds."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    status = status_pb2.Status(code=_CODES[type(error)], message=error.message, details=[_pack(info)])
+    """The status that tells a caller everything that `error` holds, the beginning of what is long."""
+    metadata = {key: _cut(value, MAX_VALUE_BYTES) for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    message = _cut(error.message, MAX_MESSAGE_BYTES)
+    status = status_pb2.Status(code=_CODES[type(error)], message=message, details=[_pack(info)])
     if isinstance(error, errors.InvalidArgumentError):
         bad_request = error_details_pb2.BadRequest()
         for violation in error.violations:
-            bad_request.field_violations.add(field=violation.field, description=violation.description)
+            bad_request.field_violations.add(
+                field=_cut(violation.field, MAX_VALUE_BYTES), description=_cut(violation.description, MAX_MESSAGE_BYTES)
+            )
         status.details.append(_pack(bad_request))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
@@ -87,6 +95,12 @@ def translated_errors() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """The text, or its beginning and an ellipsis."""
+    encoded = text.encode()
+    return text if len(encoded) <= max_bytes else encoded[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _pack(message: Message) -> any_pb2.Any:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def check_files(files: Sequence[File], field: str, *, max_file_bytes: int) -> No
         if file.path in seen:
             raise InvalidArgumentError(f"{where}.path", f"{shown(file.path)} is there twice; paths are unique")
         seen.add(file.path)
-        check_content(file, where, max_file_bytes=max_file_bytes)
+        check_size_and_digest(file, where, max_file_bytes=max_file_bytes)
 
 
-def check_content(file: File, field: str, *, max_file_bytes: int) -> None:
+def check_size_and_digest(file: File, field: str, *, max_file_bytes: int) -> None:
     """Refuses a size or digest that no file's bytes can have; its path may be anything."""
     if not 0 < file.size_bytes <= max_file_bytes:
         raise InvalidArgumentError(
@@ -58,6 +59,14 @@ def check_content(file: File, field: str, *, max_file_bytes: int) -> None:
         )
     if not _SHA256.fullmatch(file.sha256):
         raise InvalidArgumentError(f"{field}.sha256", "must be 64 lower-case hexadecimal digits")
+
+
+async def first_spec(messages: AsyncIterator[Any], what: str) -> Any:
+    """The spec in a stream's first message; `what` names the stream in errors, such as `an import`."""
+    first = await anext(messages, None)
+    if first is None or first.WhichOneof("content") != "spec":
+        raise InvalidArgumentError("spec", f"is missing; the first message of {what} carries it")
+    return first.spec
 
 
 async def data_pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
@@ -76,7 +85,6 @@ async def receive_files(pieces: AsyncIterator[bytes], files: Sequence[File], fol
 
     Args:
         field: the request's field that holds the files, as errors name it.
-        suffix: what stands between an element of that field and its File, such as `.file`.
 
     Raises:
         InvalidArgumentError: the stream ended early, went on too long, or a file has not its declared SHA-256.
@@ -124,6 +132,19 @@ def too_long(field: str) -> InvalidArgumentError:
     return InvalidArgumentError(field, "more bytes came than the declared sizes add up to", reason="UPLOAD_TOO_LONG")
 
 
+@contextmanager
+def room_needed() -> Iterator[None]:
+    """ResourceExhaustedError where a file cannot be written for want of room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhaustedError(
+            "the service has no room for files now", reason="SPOOL_FULL", retry_after_seconds=60.0
+        ) from error
+
+
 class _Stream:
     """The files' bytes, whatever messages they came in."""
 
@@ -140,14 +161,8 @@ class _Stream:
 
     async def write_file(self, file: File, path: Path, field: str) -> None:
         """Takes a file's bytes, which must be all there and have its SHA-256."""
-        try:
+        with room_needed():
             sha256 = await self._write(file, path, field)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ResourceExhaustedError(
-                "the service has no room for uploads now", reason="SPOOL_FULL", retry_after_seconds=60.0
-            ) from error
         if sha256 != file.sha256:
             raise wrong_sha256(file, field, sha256)
 
@@ -163,6 +178,13 @@ class _Stream:
                 digest.update(taken)
                 missing -= len(taken)
         return digest.hexdigest()
+
+
+def describe_file(path: str, content: bytes | Path) -> File:
+    """What is declared of a file at `path` with these bytes, or with another file's."""
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return File(path=path, size_bytes=file.seek(0, io.SEEK_END), sha256=sha256)
 
 
 def pieces_of(contents: Iterable[bytes | Path]) -> Iterator[bytes]:

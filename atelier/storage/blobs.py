@@ -1,15 +1,17 @@
 """Bytes in S3, through the common subset of the API that every S3 server has.
 
-Content-addressed keys are computed here from the bytes themselves; a client never names a key. Reads of such
-blobs are checked against their digest by whoever uses them (`verified`), because a store may lie or lose.
+Keys are the services' own; no client names one. Nothing is hashed here: whoever stores bytes under their SHA-256, or
+reads them, compares it (`verified`), because a store may lie or lose.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +19,17 @@ from typing import Protocol
 
 import urllib3
 from minio import Minio
+from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
-from atelier.errors import DataLossError, NotFoundError, UnavailableError
+from atelier.errors import AtelierError, DataLossError, NotFoundError, UnavailableError
 
 READ_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
-"""Of a multipart upload: so much of an object is in memory at a time."""
+"""Of a multipart upload."""
+PARTS_IN_FLIGHT = 2
+"""Of one object, on their way to the store while the next one is read."""
 _MISSING = ("NoSuchKey", "NoSuchObject", "NoSuchBucket")
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 30.0
@@ -84,26 +89,41 @@ class BlobStore:
             self._client.put_object(self._bucket, key, io.BytesIO(content), len(content))
 
     def put_stream(self, key: str, reader: Reader, size_bytes: int) -> None:
-        """Stores what a reader gives, with at most one part of it in memory.
+        """Stores what a reader gives, with at most PARTS_IN_FLIGHT parts of it and the next one in memory.
 
         An exception of the reader's passes through; then nothing is stored, and what was there before stays.
         """
-        source = _Source(reader)
+        if size_bytes <= PART_BYTES:
+            self.put(key, reader.read(size_bytes))
+            return
+        # minio's own way to send parts while more is read leaves threads behind when the reader raises.
+        with _translated():
+            self.create_bucket()
+            upload_id = self._client._create_multipart_upload(self._bucket, key, {})
         try:
+            parts = self._send_parts(key, upload_id, reader, size_bytes)
             with _translated():
-                self.create_bucket()
-                self._client.put_object(
-                    self._bucket,
-                    key,
-                    source,  # type: ignore[arg-type]  # all that is called of a BinaryIO is read
-                    size_bytes,
-                    part_size=PART_BYTES,
-                    num_parallel_uploads=1,  # with more, threads are left behind when the reader raises
-                )
+                self._client._complete_multipart_upload(self._bucket, key, upload_id, parts)
         except BaseException:
-            if source.error is not None:
-                raise source.error from None
+            with suppress(AtelierError), _translated():  # what cannot be given up now, `abort_uploads` finds
+                self._client._abort_multipart_upload(self._bucket, key, upload_id)
             raise
+
+    def _send_parts(self, key: str, upload_id: str, reader: Reader, size_bytes: int) -> list[Part]:
+        def send(number: int, content: bytes) -> Part:
+            with _translated():
+                return Part(number, self._client._upload_part(self._bucket, key, content, None, upload_id, number))
+
+        parts: list[Part] = []
+        in_flight: deque[Future[Part]] = deque()
+        with ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="parts") as threads:
+            for number, start in enumerate(range(0, size_bytes, PART_BYTES), 1):
+                content = reader.read(min(PART_BYTES, size_bytes - start))
+                if len(in_flight) == PARTS_IN_FLIGHT:
+                    parts.append(in_flight.popleft().result())
+                in_flight.append(threads.submit(send, number, content))
+            parts += [each.result() for each in in_flight]
+        return parts
 
     def put_content(self, path: Path, sha256: str) -> None:
         """Stores a file under its content's key, unless the store has it at that length already."""
@@ -130,7 +150,7 @@ class BlobStore:
     def stream(self, key: str, offset_bytes: int = 0, limit_bytes: int = 0) -> Generator[bytes, None, None]:
         """The bytes under a key from an offset on, at most `limit_bytes` unless 0, in pieces of at most READ_BYTES.
 
-        None when the object ends before the offset.
+        No piece at all when the object ends before the offset.
         """
         with _translated():
             try:
@@ -172,6 +192,11 @@ class BlobStore:
             if failed:
                 raise _unavailable()
 
+    def count_uploads(self, prefix: str, *, older_than: datetime) -> int:
+        """How many multipart uploads `abort_uploads` would give up."""
+        with _translated():
+            return len(self._uploads_before(older_than, prefix))
+
     def abort_uploads(self, prefix: str, *, older_than: datetime) -> int:
         """Gives up multipart uploads that began before that and whose process has gone. Returns how many."""
         count = 0
@@ -212,21 +237,6 @@ class BlobStore:
                 if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
         self._has_bucket = True
-
-
-class _Source:
-    """A reader as minio reads it, which remembers its exception: minio would not tell it from one of its own."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.error: BaseException | None = None
-        self._reader = reader
-
-    def read(self, size_bytes: int) -> bytes:
-        try:
-            return self._reader.read(size_bytes)
-        except BaseException as error:
-            self.error = error
-            raise
 
 
 def content_key(sha256: str) -> str:

@@ -108,12 +108,6 @@ def earlier_answer(session: Session, table: type[Any], request: Any, kind: type[
     return kind.FromString(row.answer)
 
 
-def remember(session: Session, table: type[Any], request: Any, answer: Message) -> None:
-    """Records what a request was answered, when it has an id."""
-    if request.request_id:
-        session.add(_row(table, request, answer.SerializeToString(deterministic=True)))
-
-
 def forget_old(session: Session, table: type[Any], before: datetime) -> None:
     """Removes the answers that were given before that moment."""
     session.execute(delete(table).where(table.create_time < before))

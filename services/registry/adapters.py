@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from atelier.errors import (
@@ -22,8 +22,10 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER, TENANT, VERSION, check_id, check_text, shown
 from atelier.storage.database import to_timestamp, utc_now
 from services.registry import policies
-from services.registry.tables import AdapterRow, TagRow, new_etag
+from services.registry.tables import AdapterRow, AliasMoveRow, AliasRow, FileRow, TagRow, VersionRow, new_etag
 
+ALL = "-"
+"""In place of an adapter's id, where a call is for all of the tenant's (AIP-159)."""
 MAX_DESCRIPTION_CHARACTERS = 1000
 MAX_TAGS = 64
 _UPDATABLE = ("description", "tags", "retention")
@@ -69,6 +71,13 @@ def lock(session: Session, tenant: str, adapter: str, *, deleted: bool = False) 
     own = (AdapterRow.tenant == tenant, AdapterRow.adapter_id == adapter)
     query = select(AdapterRow).where(*own).with_for_update().execution_options(populate_existing=True)
     return _checked(session.scalar(query), tenant, adapter, deleted)
+
+
+def within(
+    table: type[VersionRow | FileRow | AliasRow | AliasMoveRow], adapter: AdapterRow | VersionRow
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The conditions under which rows belong to an adapter, or to that of a version."""
+    return table.tenant == adapter.tenant, table.adapter_id == adapter.adapter_id
 
 
 def check_etag(row: AdapterRow, etag: str, field: str) -> None:

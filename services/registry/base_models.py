@@ -26,7 +26,7 @@ from services.registry.tables import BaseModelRow
 MAX_NAME_CHARACTERS = 200
 MAX_LAYERS = 20_000
 MAX_SIDE = 2**31 - 1
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"baseModels/([0-9a-f]{64})")
 _LAYER = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _MAX_LAYER_CHARACTERS = 200
@@ -41,6 +41,14 @@ class KnownBase:
     """Of the weights, by component and by the layer's name in it."""
     embedding_sizes: Mapping[str, int]
     """By component; 0 for one without word embeddings."""
+
+
+def check_digest(digest: str, field: str) -> None:
+    """Refuses what cannot be a base model's digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidArgumentError(
+            field, f"is {shown(digest)}; it must be `sha256:` and 64 lower-case hexadecimal digits"
+        )
 
 
 def find(session: Session, digest: str, field: str) -> KnownBase:
@@ -142,9 +150,9 @@ def _shapes(component: pb.Component) -> dict[str, tuple[int, ...]]:
 
 def _check(told: pb.BaseModelDescription) -> None:
     check_text(told.base_model.model, "base_model.base_model.model", max_characters=MAX_NAME_CHARACTERS, required=True)
-    digest = told.base_model.digest
-    if not DIGEST.fullmatch(digest):
-        _refuse("base_model.digest", f"is {shown(digest)}; it must be `sha256:` and 64 lower-case hexadecimal digits")
+    if not told.base_model.model.isprintable():
+        _refuse("base_model.model", f"is {shown(told.base_model.model)}; printable characters are allowed")
+    check_digest(told.base_model.digest, "base_model.base_model.digest")
     if told.family not in LAYOUTS:
         _refuse("family", f"is {shown(told.family)}; allowed are {', '.join(LAYOUTS)}")
     wanted, names = LAYOUTS[told.family].components, sorted(each.component for each in told.components)

@@ -2,8 +2,9 @@
 
 Nothing is ever unpickled, decompressed or decoded into pixels here, and nothing is written to a disk: a file is checked
 piece by piece while it arrives, in flat memory. It passes when it has the structure of its kind from the first byte to
-the last, all its numbers are finite, and it carries nothing that tells of its author: metadata other than diffusers'
-own and the text, time and camera chunks of PNG are refused. What a picture shows is for those who look at it.
+the last, is no zip archive beside, and all its numbers are finite. Refused is also what libraries and cameras note of
+the author: metadata of tensors other than diffusers' own, the text, time and camera chunks of PNG, and JSON in which a
+value or key is an absolute path. What an author writes as text, and what a picture shows, is not judged.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any, NoReturn, Protocol
 
 from atelier.diffusion.safetensors_header import PICKLE_STARTS, SafetensorsHeader
 from atelier.errors import InvalidArgumentError
+from atelier.json_paths import find_absolute_path
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.rpc.names import shown
+from services.registry.archives import ArchiveWatch
 from services.registry.png import PngReader
 from services.registry.tensors import TensorReader
 
@@ -25,9 +28,6 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 PICKLE_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".p", ".pickle", ".pk", ".pkl", ".pt", ".pt2", ".pth", ".zip"}
 )
-_ZIP_END = b"PK\x05\x06"
-_ZIP_END_BYTES = 22
-_MAX_ZIP_COMMENT_BYTES = 2**16 - 1
 
 
 class _Reader(Protocol):
@@ -49,21 +49,17 @@ class ContentCheck:
 
     def __init__(self, reader: _Reader, field: str) -> None:
         self._reader = reader
-        self._field = field
-        self._tail = b""
+        self._archives = ArchiveWatch(field)
 
     def update(self, piece: bytes | memoryview) -> None:
         """Checks the file's next bytes."""
         self._reader.feed(piece)
-        keep = _ZIP_END_BYTES + _MAX_ZIP_COMMENT_BYTES
-        self._tail = (self._tail + bytes(piece[-keep:]))[-keep:]
+        self._archives.update(piece)
 
     def finish(self) -> SafetensorsHeader | None:
         """Checks that the file is whole, and answers the header of one of tensors, None for another."""
         header = self._reader.finish()
-        if _ends_as_zip(self._tail):
-            description = "ends as a zip archive does, and would be opened as one; archives are not accepted"
-            raise InvalidArgumentError(self._field, description, reason="PICKLE_REFUSED")
+        self._archives.finish()
         return header
 
 
@@ -85,17 +81,6 @@ def check_kind(file: File, field: str) -> None:
 def open_check(file: File, field: str) -> ContentCheck:
     """The check of a declared file, which `check_kind` has let pass; errors name `field`."""
     return ContentCheck(_READERS[PurePosixPath(file.path).suffix](file.size_bytes, field), field)
-
-
-def _ends_as_zip(tail: bytes) -> bool:
-    """Whether the end record of a zip archive closes the file: readers of archives look for it from behind."""
-    start = tail.rfind(_ZIP_END)
-    while start >= 0:
-        comment_bytes = int.from_bytes(tail[start + _ZIP_END_BYTES - 2 : start + _ZIP_END_BYTES], "little")
-        if start + _ZIP_END_BYTES + comment_bytes == len(tail):
-            return True
-        start = tail.rfind(_ZIP_END, 0, start)
-    return False
 
 
 class _WholeText:
@@ -127,9 +112,13 @@ class _WholeText:
 class _WholeJson(_WholeText):
     def _check(self, text: str) -> None:
         try:
-            json.loads(text, parse_constant=_no_constant, object_pairs_hook=self._unique)
+            place = find_absolute_path(json.loads(text, parse_constant=_no_constant, object_pairs_hook=self._unique))
         except (ValueError, RecursionError):
-            _refuse(self._field, "is not JSON (RFC 8259)")
+            _refuse(self._field, "is not JSON (RFC 8259), or is nested too deeply")
+        if place is not None:
+            where = f"at {shown(place)}" if place else "as its only value"
+            description = f"has an absolute path {where}, which may tell of its author; write it without"
+            _refuse(self._field, description, reason="PERSONAL_DATA_REFUSED")
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)

@@ -38,7 +38,7 @@ class BlobRow(Table):
 
 
 class TenantRow(Table):
-    """What a tenant stores, and may store; there is one for each tenant that has published or has a quota."""
+    """What a tenant stores, and may store; there is one for each tenant that has begun to publish or has a quota."""
 
     __tablename__ = "tenants"
 
@@ -71,6 +71,8 @@ class UploadRow(Table):
     upload_id: Mapped[str] = mapped_column(String(63), primary_key=True)
     request: Mapped[bytes] = mapped_column(LargeBinary)
     """The CreateUploadRequest, serialized."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of all its files, as they were declared."""
     create_time: Mapped[datetime] = mapped_column(default=utc_now)
     expire_time: Mapped[datetime]
 

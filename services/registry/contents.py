@@ -8,7 +8,7 @@ period (`garbage`), in which a version may take it up again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -20,11 +20,19 @@ from services.registry.storing import StoredFile
 from services.registry.tables import VersionRow
 
 
-def attach(session: Session, owner: TenantRow, stored: Sequence[StoredFile]) -> None:
+def places(session: Session, stored: Sequence[StoredFile]) -> dict[str, int]:
+    """Under which keys those of the contents lie that are there already, and their sizes."""
+    sha256s = {file.sha256 for file in stored}
+    query = select(BlobRow.object_key, BlobRow.size_bytes).where(BlobRow.sha256.in_(sha256s))
+    return {row.object_key: row.size_bytes for row in session.execute(query)}
+
+
+def attach(session: Session, owner: TenantRow, stored: Sequence[StoredFile], lost: Collection[str]) -> None:
     """Counts a new version and its contents for its tenant, whose row is locked. New contents lie where `stored` says.
 
-    Of contents that are there already the older object stays, unless a scrub found it rotten: then the new one takes
-    its place, for all versions. `unused` tells which of `stored` are in nobody's use.
+    Of contents that are there already the older object stays, for whoever is reading it, unless it was found rotten or
+    its key is one of `lost`: then the new one takes its place, for all versions. `unused` tells which of `stored` are
+    in nobody's use.
     """
     owner.version_count += 1
     counts = Counter(file.sha256 for file in stored)
@@ -34,7 +42,7 @@ def attach(session: Session, owner: TenantRow, stored: Sequence[StoredFile]) -> 
         if blob is None:
             session.add(_new_row(files[sha256]))
         else:
-            _take_up(blob, files[sha256])
+            _take_up(blob, files[sha256], lost)
         _count(session, owner, files[sha256], counts[sha256])
         session.flush()
 
@@ -58,6 +66,13 @@ def detach(session: Session, version: VersionRow) -> None:
                 blob.unreferenced_time = utc_now()
 
 
+def mark_rotten(session: Session, sha256: str, object_key: str) -> None:
+    """Remembers that a content's bytes are not what they were, unless they lie under another key by now."""
+    blob = _lock(session, sha256)
+    if blob is not None and blob.object_key == object_key:
+        blob.rot_time = blob.rot_time or utc_now()
+
+
 def has_owner(session: Session, sha256: str) -> bool:
     """Whether any tenant has this content. Its row is locked."""
     return bool(session.scalar(select(exists().where(TenantBlobRow.sha256 == sha256))))
@@ -65,9 +80,13 @@ def has_owner(session: Session, sha256: str) -> bool:
 
 def unused(session: Session, stored: Sequence[StoredFile]) -> list[StoredFile]:
     """Those of the files whose objects no row names."""
-    keys = [file.object_key for file in stored]
-    used = set(session.scalars(select(BlobRow.object_key).where(BlobRow.object_key.in_(keys))))
+    used = named_keys(session, [file.object_key for file in stored])
     return [file for file in stored if file.object_key not in used]
+
+
+def named_keys(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the objects' keys that a row names."""
+    return set(session.scalars(select(BlobRow.object_key).where(BlobRow.object_key.in_(keys))))
 
 
 def _lock(session: Session, sha256: str) -> BlobRow | None:
@@ -75,9 +94,9 @@ def _lock(session: Session, sha256: str) -> BlobRow | None:
     return session.scalar(query.execution_options(populate_existing=True))
 
 
-def _take_up(blob: BlobRow, file: StoredFile) -> None:
+def _take_up(blob: BlobRow, file: StoredFile, lost: Collection[str]) -> None:
     blob.unreferenced_time = None
-    if blob.rot_time is not None:
+    if blob.rot_time is not None or blob.object_key in lost:
         blob.object_key, blob.rot_time, blob.scrub_time = file.object_key, None, utc_now()
 
 

@@ -19,6 +19,7 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER, ALIAS, TENANT, VERSION
 from atelier.storage.database import utc_now
 from services.registry import adapters, contents, quota, versions
+from services.registry.adapters import within
 from services.registry.content_tables import BlobRow
 from services.registry.tables import AdapterRow, AliasMoveRow, AliasRow, FileRow, VersionRow, new_etag
 
@@ -136,12 +137,12 @@ def _purge(
     """Removes what is due of a locked adapter, and tells `purged` of it."""
     ids = {"tenant": adapter.tenant, "adapter": adapter.adapter_id}
     is_whole = adapter.purge_time is not None and (now is None or adapter.purge_time <= now)
-    query = select(VersionRow).where(*_within(VersionRow, adapter)).order_by(VersionRow.number).limit(limit)
+    query = select(VersionRow).where(*within(VersionRow, adapter)).order_by(VersionRow.number).limit(limit)
     rows = session.scalars(query if is_whole else query.where(_is_due(VersionRow, now))).all()
     _remove_versions(session, adapter, rows)
     purged.versions.extend(VERSION.format(**ids, version=str(row.number)) for row in rows)
-    if is_whole and session.scalar(select(VersionRow.number).where(*_within(VersionRow, adapter)).limit(1)) is None:
-        session.execute(delete(AliasMoveRow).where(*_within(AliasMoveRow, adapter)))
+    if is_whole and session.scalar(select(VersionRow.number).where(*within(VersionRow, adapter)).limit(1)) is None:
+        session.execute(delete(AliasMoveRow).where(*within(AliasMoveRow, adapter)))
         session.delete(adapter)
         purged.adapters.append(ADAPTER.format(**ids))
     else:
@@ -150,10 +151,10 @@ def _purge(
 
 def _remove_versions(session: Session, adapter: AdapterRow, rows: Sequence[VersionRow]) -> None:
     numbers = [row.number for row in rows]
-    session.execute(delete(AliasRow).where(*_within(AliasRow, adapter), AliasRow.number.in_(numbers)))
+    session.execute(delete(AliasRow).where(*within(AliasRow, adapter), AliasRow.number.in_(numbers)))
     quota.lock(session, adapter.tenant)
     # All contents in order, before any is counted: those of one version after another would not be in order.
-    files = select(FileRow.sha256).where(*_within(FileRow, adapter), FileRow.number.in_(numbers))
+    files = select(FileRow.sha256).where(*within(FileRow, adapter), FileRow.number.in_(numbers))
     blobs = select(BlobRow.sha256).where(BlobRow.sha256.in_(files)).order_by(BlobRow.sha256)
     session.scalars(blobs.with_for_update()).all()
     for row in rows:
@@ -164,7 +165,7 @@ def _remove_versions(session: Session, adapter: AdapterRow, rows: Sequence[Versi
 
 def _renew_latest(session: Session, adapter: AdapterRow) -> None:
     """Finds the newest version that is not deleted."""
-    query = select(func.max(VersionRow.number)).where(*_within(VersionRow, adapter), VersionRow.delete_time.is_(None))
+    query = select(func.max(VersionRow.number)).where(*within(VersionRow, adapter), VersionRow.delete_time.is_(None))
     number = session.scalar(query) or 0
     if number != adapter.latest_number:
         adapter.latest_number, adapter.etag = number, new_etag()
@@ -177,7 +178,7 @@ def _mark_deleted(row: AdapterRow | VersionRow, grace: timedelta) -> None:
 
 
 def _refuse_aliased(session: Session, row: VersionRow) -> None:
-    query = select(AliasRow.alias_id).where(*_within(AliasRow, row), AliasRow.number == row.number)
+    query = select(AliasRow.alias_id).where(*within(AliasRow, row), AliasRow.number == row.number)
     ids = {"tenant": row.tenant, "adapter": row.adapter_id}
     names = [ALIAS.format(**ids, alias=alias) for alias in session.scalars(query.order_by(AliasRow.alias_id).limit(5))]
     if names:
@@ -187,12 +188,6 @@ def _refuse_aliased(session: Session, row: VersionRow) -> None:
             reason="VERSION_ALIASED",
             metadata={"version": name, "aliases": ",".join(names)},
         )
-
-
-def _within(
-    table: type[VersionRow | FileRow | AliasRow | AliasMoveRow], adapter: AdapterRow | VersionRow
-) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return table.tenant == adapter.tenant, table.adapter_id == adapter.adapter_id
 
 
 def _not_deleted(kind: str, name: str) -> AlreadyExistsError:

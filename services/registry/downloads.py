@@ -7,15 +7,16 @@ has fewer bytes than the registry knows of is a DataLossError.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Generator
 
-from atelier.errors import DataLossError, InvalidArgumentError, NotFoundError
+from atelier.errors import AtelierError, DataLossError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import shown
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database, to_timestamp
 from atelier.storage.presigning import MAX_GET_SECONDS, Presigner, SignedRequest
-from services.registry import metrics, versions
+from services.registry import contents, metrics, versions
 from services.registry.content_tables import BlobRow
 from services.registry.tables import FileRow
 
@@ -43,10 +44,13 @@ class Downloader:
                 missing -= len(piece)
                 metrics.SERVED_BYTES.inc(len(piece))
                 yield pb.DownloadFileResponse(data=piece)
-        except NotFoundError as error:
-            raise _lost(request) from error
+        except NotFoundError:
+            pass  # as if there were no bytes
         if missing:
-            raise _lost(request)
+            await asyncio.to_thread(self._mark_rotten, file.sha256, key)
+            raise DataLossError(
+                f"the object store has not all bytes of {request.version}, {shown(request.path)}", reason="CONTENT_LOST"
+            )
 
     def sign(self, request: pb.SignDownloadRequest) -> pb.SignDownloadResponse:
         """Serves one SignDownload call."""
@@ -63,6 +67,11 @@ class Downloader:
         with self._database.transaction(read_only=True) as session:
             file = versions.find_file(session, request)
             return file, session.get_one(BlobRow, file.sha256).object_key
+
+    def _mark_rotten(self, sha256: str, key: str) -> None:
+        # When that fails, whoever reads it next tries again.
+        with contextlib.suppress(AtelierError), self._database.transaction() as session:
+            contents.mark_rotten(session, sha256, key)
 
 
 def signed_message(signed: SignedRequest) -> pb.SignedRequest:
@@ -97,9 +106,3 @@ async def _read_ahead(pieces: Generator[bytes, None, None]) -> AsyncIterator[byt
             pieces.close()
 
         reading.add_done_callback(close)  # a generator cannot be closed while a thread is inside
-
-
-def _lost(request: pb.DownloadFileRequest) -> DataLossError:
-    return DataLossError(
-        f"the object store has not all bytes of {request.version}, {shown(request.path)}", reason="CONTENT_LOST"
-    )

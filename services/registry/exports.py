@@ -6,7 +6,7 @@
   the word there.
 
 One form never holds what is another's: of a version with both a LoRA and learned words, each is exported by itself.
-A converted file waits in the spool folder while it is sent; one is converted at a time, the others wait.
+A converted file waits in the spool folder while it is sent (`spool`); one is converted at a time, the others wait.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from atelier.diffusion.formats import diffusers_form, kohya_form, word_forms
 from atelier.diffusion.formats.tensor_file import Array, save_tensors
@@ -25,13 +24,14 @@ from atelier.errors import DataLossError, FailedPreconditionError, InvalidArgume
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import VERSION
-from atelier.rpc.uploads import pieces_of
+from atelier.rpc.uploads import describe_file, pieces_of
 from atelier.storage.database import Database
 from services.registry import base_models, versions
 from services.registry.base_models import KnownBase
 from services.registry.downloads import Downloader
-from services.registry.imports import MAX_FILE_BYTES, describe_file
-from services.registry.weights import MAX_RANK
+from services.registry.imports import MAX_FILE_BYTES
+from services.registry.spool import Spool, finished, sent_in_time
+from services.registry.weights import MAX_PUBLISHED_RANK
 
 _Request = pb.ExportVersionRequest
 _NEEDED = {_Request.FORMAT_KOHYA: diffusers_form.FILE_NAME, _Request.FORMAT_EMBEDDING: word_forms.FILE_NAME}
@@ -54,10 +54,10 @@ class Exporter:
     """Hands weights out in other forms."""
 
     def __init__(self, spool_folder: Path, database: Database, downloader: Downloader) -> None:
-        self._spool_folder = spool_folder
+        self._spool = Spool(spool_folder, "export-")
         self._database = database
         self._downloader = downloader
-        self._turn = asyncio.Semaphore(1)
+        self._converting = asyncio.Semaphore(1)
 
     async def export(self, request: pb.ExportVersionRequest) -> AsyncIterator[pb.ExportVersionResponse]:
         """Serves one ExportVersion call."""
@@ -68,12 +68,10 @@ class Exporter:
                 async for response in self._downloader.download(_download(source.version, file.path)):
                     yield pb.ExportVersionResponse(data=response.data)
             return
-        with TemporaryDirectory(prefix="export-", dir=self._spool_folder) as folder:
-            for file, path in await self._convert(request.format, source, Path(folder)):
-                yield pb.ExportVersionResponse(file=file)
-                pieces = pieces_of([path])
-                while piece := await asyncio.to_thread(next, pieces, b""):
-                    yield pb.ExportVersionResponse(data=piece)
+        async with self._spool.turn() as folder:
+            files = await self._convert(request.format, source, folder)
+            async for response in sent_in_time(_contents(files)):
+                yield response
 
     def _find(self, request: pb.ExportVersionRequest) -> _Source:
         """The version, when it has weights of this form."""
@@ -102,8 +100,8 @@ class Exporter:
             is_kohya = wanted == _Request.FORMAT_KOHYA
             return _write(_to_kohya(weights, source) if is_kohya else _to_embeddings(weights, recipe, source), folder)
 
-        async with self._turn:
-            return await asyncio.to_thread(convert)
+        async with self._converting:
+            return await finished(convert)
 
     async def _fetch(self, version: pb.Version, path: str, folder: Path) -> Path:
         """A file of the version in `folder`."""
@@ -116,6 +114,15 @@ class Exporter:
         if digest.hexdigest() != file.sha256:
             raise DataLossError(f"the stored bytes of {version.name}, {path}, do not have their SHA-256")
         return target
+
+
+async def _contents(files: Sequence[tuple[File, Path]]) -> AsyncIterator[pb.ExportVersionResponse]:
+    """What is answered of files that wait."""
+    for file, path in files:
+        yield pb.ExportVersionResponse(file=file)
+        pieces = pieces_of([path])
+        while piece := await asyncio.to_thread(next, pieces, b""):
+            yield pb.ExportVersionResponse(data=piece)
 
 
 def _require_weights(version: pb.Version, wanted: pb.ExportVersionRequest.Format) -> None:
@@ -141,7 +148,7 @@ def _download(version: pb.Version, path: str) -> pb.DownloadFileRequest:
 
 def _to_kohya(weights: Path, source: _Source) -> Files:
     assert source.base is not None, "it was looked up for a conversion"
-    updates = diffusers_form.read_diffusers(weights, source.base.shapes, max_rank=MAX_RANK, field="version")
+    updates = diffusers_form.read_diffusers(weights, source.base.shapes, max_rank=MAX_PUBLISHED_RANK, field="version")
     return {f"{source.adapter_id}.safetensors": kohya_form.kohya_tensors(updates, source.base.shapes)}
 
 

@@ -88,6 +88,7 @@ class Collector:
                 version_count=_count(session, VersionRow, or_(VersionRow.purge_time <= now, of_due)),
             )
         counted.orphan_count = sum(map(len, self._orphans(cutoff)))
+        counted.orphan_count += self._blobs.count_uploads(PREFIX, older_than=cutoff)
         return counted
 
     def remove_uploads(self, now: datetime) -> int:
@@ -149,7 +150,7 @@ class Collector:
         return count + self._blobs.abort_uploads(PREFIX, older_than=cutoff)
 
     def _orphans(self, cutoff: datetime) -> Iterator[list[BlobEntry]]:
-        yield from self._without_owner(BLOBS_PREFIX, cutoff, lambda entry: entry.key, _named_keys)
+        yield from self._without_owner(BLOBS_PREFIX, cutoff, lambda entry: entry.key, contents.named_keys)
         yield from self._without_owner(upload_rows.FOLDER, cutoff, _upload_of, _ongoing_uploads)
 
     def _without_owner(
@@ -168,10 +169,6 @@ class Collector:
 
 def _is_old(cutoff: datetime) -> ColumnElement[bool]:
     return BlobRow.unreferenced_time <= cutoff
-
-
-def _named_keys(session: Session, keys: list[str]) -> set[str]:
-    return set(session.scalars(select(BlobRow.object_key).where(BlobRow.object_key.in_(keys))))
 
 
 def _ongoing_uploads(session: Session, ids: list[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -44,7 +44,7 @@ from services.registry.publish import MAX_VERSION_BYTES, PublishConfig, Publishe
 from services.registry.quota import QuotaConfig, Quotas
 from services.registry.scrub import Scrubber
 from services.registry.servicer import RegistryServicer
-from services.registry.storing import Storer
+from services.registry.storing import IDLE_SECONDS, Storer
 from services.registry.token_servicer import TokenServicer
 from services.registry.upload_completion import Completer
 from services.registry.uploads import LIFETIME_SECONDS, UploadConfig, Uploader
@@ -63,13 +63,18 @@ SERVICES = (
 @s3_options
 @click.option("--s3-public-endpoint", default="", metavar="URL", help="Where clients reach the S3 server.")
 @spool_option
-@click.option("--database-url", required=True, help="SQLAlchemy URL, such as sqlite:////data/registry.db.")
+@click.option(
+    "--database-url", required=True, help="SQLite or PostgreSQL; has a password: better given by environment variable."
+)
 @click.option("--manifest-key-file", type=click.Path(path_type=Path), help="Ed25519 key (PEM) that signs versions.")
 @click.option("--max-version-bytes", type=int, default=MAX_VERSION_BYTES, show_default=True, help="Largest version.")
 @click.option("--max-tenant-bytes", type=int, default=0, help="A tenant's contents; 0 means no limit.")
 @click.option("--max-tenant-versions", type=int, default=0, help="A tenant's versions; 0 means no limit.")
 @click.option(
     "--upload-lifetime-seconds", type=float, default=LIFETIME_SECONDS, show_default=True, help="Of an upload."
+)
+@click.option(
+    "--upload-idle-seconds", type=float, default=IDLE_SECONDS, show_default=True, help="Longest pause of a sender."
 )
 @click.option("--delete-grace-days", type=float, default=DELETE_GRACE.days, show_default=True, help="Until a purge.")
 @click.option("--gc-grace-seconds", type=float, default=24 * 3600.0, show_default=True, help="Age of garbage.")
@@ -120,7 +125,8 @@ def _registry_servicer(
     values: dict[str, Any], database: Database, blobs: BlobStore, quotas: Quotas, delete_grace: timedelta
 ) -> RegistryServicer:
     max_version_bytes = values["max_version_bytes"]
-    storer = Storer(blobs)
+    idle_seconds = values["upload_idle_seconds"]
+    storer = Storer(blobs, idle_seconds=idle_seconds)
     key_file = values["manifest_key_file"]
     signer = Signer.from_file(key_file) if key_file else Signer()
     max_age = timedelta(seconds=values["gc_grace_seconds"] / 2)
@@ -128,14 +134,18 @@ def _registry_servicer(
     values["spool_folder"].mkdir(parents=True, exist_ok=True)
     publishing = PublishConfig(max_version_bytes=max_version_bytes)
     importing = ImportConfig(spool_folder=values["spool_folder"])
-    uploading = UploadConfig(max_version_bytes=max_version_bytes, lifetime_seconds=values["upload_lifetime_seconds"])
+    uploading = UploadConfig(
+        max_version_bytes=max_version_bytes,
+        lifetime_seconds=values["upload_lifetime_seconds"],
+        idle_seconds=idle_seconds,
+    )
     presigner = Presigner(s3_config(values), values["s3_public_endpoint"])
     downloader = Downloader(database, blobs, presigner)
     completer = Completer(database, blobs, storer, committer)
     return RegistryServicer(
         database,
-        Publisher(publishing, database, storer, quotas, committer),
-        Importer(importing, database, storer, quotas, committer),
+        Publisher(publishing, storer, committer),
+        Importer(importing, storer, committer),
         Uploader(uploading, database, blobs, quotas, presigner, completer),
         downloader,
         Exporter(values["spool_folder"], database, downloader),

@@ -1,7 +1,8 @@
 """What a tenant stores and may store. Each distinct content counts once, and versions until they are purged.
 
 Limits are checked before bytes are received, and again, under the lock of the tenant's row, when a version is
-committed: tenants cannot get past them by uploading several versions at once.
+committed: tenants cannot get past them by uploading several versions at once. Whoever begins an upload that may go on
+for long passes in what the tenant's others will bring (`pending_bytes`).
 """
 
 from __future__ import annotations
@@ -54,16 +55,23 @@ class Quotas:
     def __init__(self, config: QuotaConfig) -> None:
         self._config = config
 
-    def check(self, session: Session, tenant: str, files: Sequence[File | StoredFile]) -> None:
-        """ResourceExhaustedError unless the tenant may store another version, of these files."""
+    def check(
+        self, session: Session, tenant: str, files: Sequence[File | StoredFile], *, pending_bytes: int = 0
+    ) -> None:
+        """ResourceExhaustedError unless the tenant may store another version, of these files.
+
+        Args:
+            pending_bytes: are counted as if they were stored.
+        """
         row = session.get(TenantRow, tenant) or _empty(tenant)
         limits = self._limits(row)
         if limits.max_versions and row.version_count >= limits.max_versions:
             raise _exceeded("versions", limits.max_versions, row.version_count, 1)
         if limits.max_stored_bytes:
             new_bytes = _new_bytes(session, tenant, files)
-            if row.stored_bytes + new_bytes > limits.max_stored_bytes:
-                raise _exceeded("bytes", limits.max_stored_bytes, row.stored_bytes, new_bytes)
+            used_bytes = row.stored_bytes + pending_bytes
+            if used_bytes + new_bytes > limits.max_stored_bytes:
+                raise _exceeded("bytes", limits.max_stored_bytes, used_bytes, new_bytes)
 
     def get_tenant(self, session: Session, request: registry_pb2.GetTenantRequest) -> registry_pb2.Tenant:
         """The caller's tenant. Deleted adapters are not counted."""
@@ -117,7 +125,8 @@ def _new_bytes(session: Session, tenant: str, files: Sequence[File | StoredFile]
 
 def _exceeded(what: str, limit: int, used: int, wanted: int) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"the tenant has {used} of at most {limit} {what} and needs {wanted} more; delete and purge, or ask for more",
+        f"the tenant has {used} of at most {limit} {what} and needs {wanted} more; delete and purge, end open uploads, "
+        "or ask for more",
         reason="QUOTA_EXCEEDED",
         metadata={"quota": what, "limit": str(limit), "used": str(used), "wanted": str(wanted)},
     )

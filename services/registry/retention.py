@@ -17,12 +17,12 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.names import ADAPTER, VERSION
 from atelier.storage.database import Database, utc_now
 from services.registry import adapters, policies
+from services.registry.adapters import within
 from services.registry.policies import Policy
 from services.registry.tables import AdapterRow, AliasRow, VersionRow
 
 MAX_DELETED = 1000
 """Versions in one ApplyRetention call, or one transaction of `apply_due`."""
-_ALL = "-"
 _ADAPTERS_A_PAGE = 200
 
 
@@ -30,7 +30,7 @@ def apply(session: Session, request: pb.ApplyRetentionRequest, *, grace: timedel
     """Deletes what a policy does not keep, the oldest versions first; at most MAX_DELETED a call."""
     ids = ADAPTER.parse(request.parent, "parent")
     given = policies.parse(request.policy, "policy") if request.HasField("policy") else None
-    if ids["adapter"] != _ALL:
+    if ids["adapter"] != adapters.ALL:
         rows: Sequence[AdapterRow] = [adapters.lock(session, *ids.values())]
     elif given is None:
         rows = _lock_all(session, ids["tenant"])
@@ -72,7 +72,7 @@ def _apply(
 ) -> list[str]:
     """Applies a policy to a locked adapter; the names of the versions it deleted."""
     numbers = _not_kept(session, adapter, policy, now)[:limit]
-    doomed = (*_within(VersionRow, adapter), VersionRow.number.in_(numbers))
+    doomed = (*within(VersionRow, adapter), VersionRow.number.in_(numbers))
     session.execute(update(VersionRow).where(*doomed).values(delete_time=now, purge_time=now + grace))
     ids = {"tenant": adapter.tenant, "adapter": adapter.adapter_id}
     return [VERSION.format(**ids, version=str(number)) for number in numbers]
@@ -81,9 +81,9 @@ def _apply(
 def _not_kept(session: Session, adapter: AdapterRow, policy: Policy, now: datetime) -> Sequence[int]:
     if policy.keeps_all:
         return []
-    visible = (*_within(VersionRow, adapter), VersionRow.delete_time.is_(None))
+    visible = (*within(VersionRow, adapter), VersionRow.delete_time.is_(None))
     query = select(VersionRow.number, VersionRow.create_time).where(*visible).order_by(VersionRow.number.desc())
-    aliased = set(session.scalars(select(AliasRow.number).where(*_within(AliasRow, adapter))))
+    aliased = set(session.scalars(select(AliasRow.number).where(*within(AliasRow, adapter))))
     return policy.not_kept(session.execute(query).tuples().all(), aliased, now)
 
 
@@ -102,7 +102,3 @@ def _page_with_policy(session: Session, after: tuple[str, str]) -> Sequence[Adap
 def _has_policy() -> ColumnElement[bool]:
     has_policy = or_(AdapterRow.keep_last > 0, AdapterRow.keep_younger_than.is_not(None))
     return AdapterRow.delete_time.is_(None) & has_policy
-
-
-def _within(table: type[VersionRow | AliasRow], adapter: AdapterRow) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return table.tenant == adapter.tenant, table.adapter_id == adapter.adapter_id

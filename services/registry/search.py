@@ -9,6 +9,7 @@ order by a metric that nearly all versions have, may make it walk through all of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import NoneType
 from typing import Any
@@ -23,13 +24,14 @@ from atelier.storage.database import UtcDateTime, to_timestamp
 from services.registry import adapters, versions
 from services.registry.filter_grammar import Node, Term, parse_filter
 from services.registry.filters import Fields, NumberField, SetField, TextField, TimeField, compared, necessary_terms
-from services.registry.loading import load_lists
+from services.registry.loading import count_items, load_lists
 from services.registry.ordering import Found, Order, parse_order
 from services.registry.tables import AdapterRow, AliasMoveRow, MetricRow, TagRow, TriggerWordRow, VersionRow
 
 FEW = 2000
 """Rows that are sorted rather than found by a walk in the wanted order."""
-ALL_ADAPTERS = "-"
+MAX_FILES_A_PAGE = 20_000
+"""Of its versions together: 5 MiB of an answer that may have 64."""
 METRICS = "metrics"
 _VERSION_KEY = (VersionRow.tenant, VersionRow.adapter_id, VersionRow.number)
 ADAPTER_FIELDS = Fields(
@@ -85,7 +87,7 @@ def list_adapters(session: Session, request: pb.ListAdaptersRequest) -> pb.ListA
 def list_versions(session: Session, request: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
     """A page of an adapter's versions, or of those of all of the tenant's adapters (AIP-159)."""
     ids = ADAPTER.parse(request.parent, "parent")
-    one_adapter = ids["adapter"] != ALL_ADAPTERS
+    one_adapter = ids["adapter"] != adapters.ALL
     order = parse_order(request.order_by, Order("create_time", descends=True), ("create_time",), METRICS)
     tree = parse_filter(request.filter)
     conditions, are_few = _passing(session, VERSION_FIELDS, tree, VersionRow, ids["tenant"])
@@ -104,7 +106,7 @@ def list_versions(session: Session, request: pb.ListVersionsRequest) -> pb.ListV
     else:
         terms = [term for term in necessary_terms(tree) if term.field == order.field]
         walked = _by_metric(session, query, order, page, terms, are_few=are_few)
-    found, token = page.cut(walked, key=_sort_key)
+    found, token = _with_few_files(session, page, walked).cut(walked, key=_sort_key)
     rows = [row for _, row in found]
     load_lists(session, rows, "files", "metrics", "words")
     return pb.ListVersionsResponse(versions=map(versions.to_message, rows), next_page_token=token)
@@ -164,6 +166,16 @@ def _by_metric(
         rest = order.walk(session, without_it, _VERSION_KEY[1:], after, page.size + 1 - len(found))
         found += [((None, *key), row) for key, row in rest]
     return found
+
+
+def _with_few_files(session: Session, page: Page, walked: Sequence[Found]) -> Page:
+    """The page, cut where its versions' files would be too many for one answer. One version always fits."""
+    total = 0
+    for size, count in enumerate(count_items(session, [row for _, row in walked[: page.size]], "files")):
+        total += count
+        if size and total > MAX_FILES_A_PAGE:
+            return replace(page, size=size)
+    return page
 
 
 def _page(request: Any, *arguments: str, parts: Any) -> Page:

@@ -6,24 +6,26 @@ The version's fields are named in errors as the request has them: below `field`,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from atelier.errors import InvalidArgumentError
+from atelier.errors import InvalidArgumentError, PermissionDeniedError
 from atelier.pb.common.v1.common_pb2 import BaseModel, File
 from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.rpc.call import current_call
 from atelier.rpc.names import JOB, MAX_PROMPT_CHARACTERS, check_text, shown
 from atelier.rpc.uploads import check_files
+from services.registry.base_models import check_digest
 from services.registry.content import check_kind
 
 # A version has one of these: low-rank updates, learned words, or a whole pipeline.
 WEIGHTS = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors", "model_index.json")
+MAX_WEIGHT_FILES = 100
+"""Of safetensors. Whole models, cut into shards, have fewer."""
 MAX_METRICS = 100
 MAX_NAME_CHARACTERS = 63
 MAX_TRIGGER_WORDS = 64
 MAX_WORD_CHARACTERS = 100
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def check_version(version: pb.Version, field: str, *, max_version_bytes: int) -> pb.Version:
@@ -53,11 +55,7 @@ def check_facts(version: pb.Version, field: str) -> pb.Version:
 
 def _check_base_model(base_model: BaseModel, field: str) -> None:
     check_text(base_model.model, f"{field}.model", max_characters=200, required=True)
-    if not _DIGEST.fullmatch(base_model.digest):
-        raise InvalidArgumentError(
-            f"{field}.digest",
-            f"is {shown(base_model.digest)}; it must be `sha256:` and 64 lower-case hexadecimal digits",
-        )
+    check_digest(base_model.digest, f"{field}.digest")
 
 
 def _check_files(files: Sequence[File], field: str, max_version_bytes: int) -> None:
@@ -65,6 +63,11 @@ def _check_files(files: Sequence[File], field: str, max_version_bytes: int) -> N
     total_bytes = sum(file.size_bytes for file in files)
     if total_bytes > max_version_bytes:
         raise InvalidArgumentError(field, f"add up to {total_bytes} bytes; at most {max_version_bytes} are allowed")
+    weight_files = sum(file.path.endswith(".safetensors") for file in files)
+    if weight_files > MAX_WEIGHT_FILES:
+        raise InvalidArgumentError(
+            field, f"hold {weight_files} safetensors files; at most {MAX_WEIGHT_FILES} are allowed"
+        )
     paths = {file.path for file in files}
     for index, file in enumerate(files):
         check_kind(file, f"{field}[{index}]")
@@ -101,4 +104,14 @@ def _check_trigger_words(words: Sequence[str], field: str) -> None:
 
 
 def _source_job(name: str, field: str) -> str:
-    return JOB.format(job=JOB.parse(name, field)["job"]) if name else ""
+    """Only the job itself says that it made a version: the trainer gives each job's worker a token for it."""
+    if not name:
+        return ""
+    job = JOB.parse(name, field)["job"]
+    if current_call().subject != f"jobs/{job}":
+        raise PermissionDeniedError(
+            f"{field}: only the job's own credential, whose subject is jobs/{job}, may name it; leave it out",
+            reason="SOURCE_JOB_REFUSED",
+            metadata={"job": name},
+        )
+    return JOB.format(job=job)

@@ -8,32 +8,35 @@ belongs to nobody until a transaction names it (`commit`); objects that a killed
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from queue import SimpleQueue
 
 import structlog
 
 from atelier.diffusion.safetensors_header import SafetensorsHeader
-from atelier.errors import AtelierError, CancelledError
+from atelier.errors import AtelierError, CancelledError, InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.rpc.uploads import ended_early, too_long, wrong_sha256
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import utc_now
 from services.registry import metrics
 from services.registry.content import open_check
+from services.registry.streams import chain, received_in_time, submit
 
 BLOBS_PREFIX = "registry/blobs/"
 MAX_STREAMS = 32
-"""Uploads that are stored at the same time, each with up to 32 MiB in memory; others wait for their turn."""
+"""Uploads that are stored at the same time, each with up to 48 MiB in memory; others wait for their turn."""
+IDLE_SECONDS = 30.0
+"""Turns are few: who takes longer for the next bytes loses his."""
 QUEUED_PIECES = 8
 """Messages of an upload, of at most 2 MiB each, that may wait while a part goes to S3."""
+MAX_TENSORS = 50_000
+"""Of a version, over all its files: their headers stay in memory until it is committed."""
 _log = structlog.get_logger("atelier.registry")
 
 
@@ -52,10 +55,15 @@ class StoredFile:
 
 
 class Storer:
-    """Puts files into S3."""
+    """Puts files into S3.
 
-    def __init__(self, blobs: BlobStore) -> None:
+    Args:
+        idle_seconds: how long a client may take for its next bytes.
+    """
+
+    def __init__(self, blobs: BlobStore, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._blobs = blobs
+        self._idle_seconds = idle_seconds
         self._turns = asyncio.Semaphore(MAX_STREAMS)
         self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="storing")
 
@@ -67,13 +75,14 @@ class Storer:
 
         Raises:
             InvalidArgumentError: the stream ended early or went on too long, or a file is not what it should be.
+            DeadlineExceededError: the client sends nothing.
         """
+        pieces = received_in_time(pieces, self._idle_seconds)
+        first = await anext(pieces, b"")  # who sends nothing takes no turn
         async with self._turns:
             queue = _PieceQueue()
-            feeding = asyncio.create_task(queue.feed(pieces))
-            # Not `to_thread`: slow clients must not take the threads that short calls run in.
-            work = partial(contextvars.copy_context().run, self._store, _Pieces(queue), files, field)
-            storing = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            feeding = asyncio.create_task(queue.feed(chain(first, pieces)))
+            storing = submit(self._threads, self._store, _Pieces(queue), files, field)
             try:
                 await asyncio.wait((storing,))
             except asyncio.CancelledError:
@@ -95,6 +104,10 @@ class Storer:
             raise too_long(field)
         return stored
 
+    def lost(self, size_bytes: Mapping[str, int]) -> set[str]:
+        """Those of these keys under which the store has nothing, or something of another size."""
+        return {key for key, size in size_bytes.items() if self._blobs.size_bytes(key) != size}
+
     def discard(self, stored: Iterable[StoredFile]) -> None:
         """Deletes what was stored for nothing; what cannot be deleted now is left to the garbage collection."""
         keys = [file.object_key for file in stored]
@@ -108,6 +121,7 @@ class Storer:
         try:
             for index, file in enumerate(files):
                 stored.append(self._store_next(source, file, f"{field}[{index}]"))
+                check_tensor_count(stored, field)
             if source.take(1):
                 raise too_long(field)
         except BaseException:
@@ -127,6 +141,15 @@ class Storer:
             object_key=key,
             begin_time=begin_time,
             header=reader.header,
+        )
+
+
+def check_tensor_count(stored: Iterable[StoredFile], field: str) -> None:
+    """Refuses the files of a version, or the first of them, that have too many tensors together."""
+    count = sum(len(file.header.tensors) for file in stored if file.header is not None)
+    if count > MAX_TENSORS:
+        raise InvalidArgumentError(
+            field, f"have {count} tensors or more; at most {MAX_TENSORS} are allowed", reason="TOO_MANY_TENSORS"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,13 @@ from numpy.typing import NDArray
 from atelier.diffusion.formats.diffusers_form import PEFT_METADATA
 from atelier.diffusion.safetensors_header import ITEM_BYTES, HeaderReader, SafetensorsHeader, TensorHeader
 from atelier.errors import InvalidArgumentError
+from services.registry.peft_metadata import is_harmless
 
 PUBLISHED_METADATA = ("format", PEFT_METADATA)
-"""What diffusers and PEFT write and need. Other trainers write paths, user names and captions beside."""
+"""What diffusers and PEFT write and need; `peft_metadata` says what may be in it. Other trainers write paths, user names
+and captions beside."""
 _FORMATS = ("pt", "np", "flax", "mlx", "tf")
-_FOLDER_KEY = "base_model_name_or_path"
+MAX_METADATA_CHARACTERS = 64 * 1024
 _MAX_SHOWN = 5
 
 # Of each number type: unsigned integers of its size, and the bits of its exponent, which are all set in what is not
@@ -97,31 +98,25 @@ class TensorReader:
 
 
 def _check_metadata(metadata: Mapping[str, str], field: str) -> None:
-    unwanted = sorted(metadata.keys() - set(PUBLISHED_METADATA))
-    if not unwanted and not _is_harmless(metadata):
-        unwanted = sorted(metadata)
+    characters = sum(len(key) + len(value) for key, value in metadata.items())
+    if characters > MAX_METADATA_CHARACTERS:
+        description = f"has {characters} characters of metadata; at most {MAX_METADATA_CHARACTERS} are allowed"
+        _refuse(field, description, "METADATA_REFUSED")
+    unwanted = sorted(key for key, value in metadata.items() if not _is_harmless(key, value))
     if unwanted:
         shown = ", ".join(repr(key[:80]) for key in unwanted[:_MAX_SHOWN])
         more = f" and {len(unwanted) - _MAX_SHOWN} more" if len(unwanted) > _MAX_SHOWN else ""
         _refuse(
             field,
             f"has the metadata {shown}{more}, which may tell of its author; allowed are "
-            f"{', '.join(PUBLISHED_METADATA)}, and `atelier adapters import` strips the others",
+            f"{', '.join(PUBLISHED_METADATA)} with what diffusers writes into them, and `atelier adapters import` strips the others",
             "METADATA_REFUSED",
         )
 
 
-def _is_harmless(metadata: Mapping[str, str]) -> bool:
-    """Whether the values are those that the libraries write on their own; PEFT notes the base model's folder, too."""
-    try:
-        config = json.loads(metadata.get(PEFT_METADATA, "{}"))
-    except (ValueError, RecursionError):
-        return False
-    return (
-        metadata.get("format", "pt") in _FORMATS
-        and isinstance(config, dict)
-        and not any(value for key, value in config.items() if key.endswith(_FOLDER_KEY))
-    )
+def _is_harmless(key: str, value: str) -> bool:
+    """Whether it is what the libraries write on their own."""
+    return value in _FORMATS if key == "format" else key == PEFT_METADATA and is_harmless(value)
 
 
 def _refuse(field: str, description: str, reason: str) -> None:

@@ -21,23 +21,34 @@ from services.registry.content_tables import UploadPartRow, UploadRow
 
 FOLDER = "registry/uploads/"
 """What the keys of all uploads' objects begin with."""
-MAX_UPLOADS = 100
+MAX_OPEN_UPLOADS = 100
 """Of a tenant, at one time."""
+
+
+def open_bytes(session: Session, tenant: str) -> int:
+    """What a tenant's open uploads will have brought when they are whole. The tenant's row is locked.
+
+    ResourceExhaustedError when there are as many as may be.
+    """
+    totals = select(func.count(), func.coalesce(func.sum(UploadRow.size_bytes), 0))
+    query = totals.where(UploadRow.tenant == tenant, UploadRow.expire_time > utc_now())
+    count, size_bytes = session.execute(query).one()
+    if count >= MAX_OPEN_UPLOADS:
+        raise ResourceExhaustedError(
+            f"the tenant has {MAX_OPEN_UPLOADS} open uploads, and no more are allowed; complete or delete some",
+            reason="TOO_MANY_UPLOADS",
+        )
+    return int(size_bytes)
 
 
 def create(session: Session, tenant: str, request: pb.CreateUploadRequest, lifetime_seconds: float) -> UploadRow:
     """Begins an upload."""
     now = utc_now()
-    query = select(func.count()).select_from(UploadRow).where(UploadRow.tenant == tenant, UploadRow.expire_time > now)
-    if session.scalars(query).one() >= MAX_UPLOADS:
-        raise ResourceExhaustedError(
-            f"the tenant has {MAX_UPLOADS} uploads that go on, and no more are allowed; complete or delete some",
-            reason="TOO_MANY_UPLOADS",
-        )
     row = UploadRow(
         tenant=tenant,
         upload_id=f"u-{secrets.token_hex(16)}",
         request=request.SerializeToString(),
+        size_bytes=sum(file.size_bytes for file in request.version.files),
         create_time=now,
         expire_time=now + timedelta(seconds=lifetime_seconds),
     )

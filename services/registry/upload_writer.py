@@ -10,44 +10,75 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-from atelier.errors import AbortedError, AtelierError, InvalidArgumentError, NotFoundError
+from atelier.errors import AbortedError, AtelierError, DeadlineExceededError, InvalidArgumentError, NotFoundError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
-from atelier.rpc.uploads import data_pieces
+from atelier.rpc.uploads import data_pieces, first_spec
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database
 from services.registry import upload_rows
+from services.registry.streams import chain, received_in_time, submit
 
 PART_BYTES = 8 * 1024 * 1024
+MAX_WRITES = 64
+"""Calls at the same time, each with about two parts in memory; others wait for their turn."""
+MAX_PUTS = 16
+"""Parts that go to S3 at the same time, of all calls."""
 
 
-async def write(messages: AsyncIterator[pb.WriteUploadRequest], database: Database, blobs: BlobStore) -> pb.Upload:
-    """Serves one WriteUpload call."""
-    spec = await _receive_spec(messages)
-    file = await asyncio.to_thread(_begin, spec, database)
-    parts = _PartWriter(spec, file, database, blobs)
+class Writer:
+    """Serves WriteUpload calls.
+
+    Args:
+        idle_seconds: how long a client may take for its next bytes.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, *, idle_seconds: float) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._idle_seconds = idle_seconds
+        self._turns = asyncio.Semaphore(MAX_WRITES)
+        self._threads = ThreadPoolExecutor(MAX_PUTS, thread_name_prefix="writing")
+
+    async def write(self, messages: AsyncIterator[pb.WriteUploadRequest]) -> pb.Upload:
+        """Serves one call."""
+        spec: pb.WriteUploadSpec = await first_spec(messages, "a write")
+        file = await asyncio.to_thread(_begin, spec, self._database)
+        pieces = received_in_time(data_pieces(messages), self._idle_seconds)
+        first = await anext(pieces, b"")  # who sends nothing takes no turn
+        async with self._turns:
+            parts = _PartWriter(spec, file, self._database, self._blobs, self._threads)
+            await _write_all(chain(first, pieces), parts)
+        return await asyncio.to_thread(_read, spec.upload, self._database)
+
+
+async def _write_all(pieces: AsyncIterator[bytes], parts: _PartWriter) -> None:
+    """Writes the pieces; of a call that ends before its time, those that have come."""
     try:
-        async for piece in data_pieces(messages):
+        async for piece in pieces:
             await parts.add(piece)
-    except (asyncio.CancelledError, InvalidArgumentError):
+    except (asyncio.CancelledError, InvalidArgumentError, DeadlineExceededError):
         with contextlib.suppress(AtelierError):  # the call's own end is what is told
             await _to_the_end(parts.finish())
         raise
     await _to_the_end(parts.finish())
-    return await asyncio.to_thread(_read, spec.upload, database)
 
 
 class _PartWriter:
     """Cuts a file's bytes into parts and stores them, one after the other."""
 
-    def __init__(self, spec: pb.WriteUploadSpec, file: File, database: Database, blobs: BlobStore) -> None:
+    def __init__(
+        self, spec: pb.WriteUploadSpec, file: File, database: Database, blobs: BlobStore, threads: Executor
+    ) -> None:
         self._spec = spec
         self._file = file
         self._folder = upload_rows.folder(spec.upload)
         self._database = database
         self._blobs = blobs
+        self._threads = threads
         self._offset_bytes = spec.offset_bytes
         """Of the part that is being collected."""
         self._pieces: list[bytes] = []
@@ -84,7 +115,7 @@ class _PartWriter:
         offset_bytes, content = self._offset_bytes, b"".join(self._pieces)
         self._offset_bytes += len(content)
         self._pieces, self._collected_bytes = [], 0
-        self._storing = asyncio.ensure_future(asyncio.to_thread(self._store, offset_bytes, content))
+        self._storing = submit(self._threads, self._store, offset_bytes, content)
 
     def _store(self, offset_bytes: int, content: bytes) -> None:
         key = f"{self._folder}{secrets.token_hex(16)}"
@@ -108,13 +139,6 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait((task,))
         task.exception()  # the call's own end is what is told
         raise
-
-
-async def _receive_spec(messages: AsyncIterator[pb.WriteUploadRequest]) -> pb.WriteUploadSpec:
-    first = await anext(messages, pb.WriteUploadRequest())
-    if first.WhichOneof("content") != "spec":
-        raise InvalidArgumentError("spec", "is missing; the first message of a write carries it")
-    return first.spec
 
 
 def _begin(spec: pb.WriteUploadSpec, database: Database) -> File:

@@ -1,13 +1,13 @@
 """Uploads that may be interrupted: begun, looked at and given up here, written in `upload_writer`, or by signed PUT
 straight to the object store, and published in `upload_completion`.
 
-What an upload has is in SQL and S3, so every replica can go on with it. Nothing of it is visible until it is completed,
-and it does not count towards the tenant's quota; it goes when it is completed, deleted or expired.
+What an upload has is in SQL and S3, so every replica can go on with it. Nothing of it is visible until it is completed;
+it goes when it is completed, deleted or expired. An upload is begun only while the bytes that all open ones declare fit
+into the tenant's quota beside what is stored: they do not count for other ways to publish.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -20,16 +20,16 @@ from atelier.storage.blobs import BlobStore
 from atelier.storage.database import Database
 from atelier.storage.presigning import MAX_PUT_BYTES, Presigner
 from atelier.storage.requests import perform
-from services.registry import adapters, base_models, upload_rows, upload_writer
+from services.registry import adapters, base_models, quota, upload_rows
 from services.registry.downloads import signed_message
 from services.registry.quota import Quotas
 from services.registry.spec import check_version
+from services.registry.storing import IDLE_SECONDS
 from services.registry.tables import Request
 from services.registry.upload_completion import Completer, delete_objects
+from services.registry.upload_writer import Writer
 
 LIFETIME_SECONDS = 24 * 3600.0
-MAX_WRITES = 64
-"""WriteUpload calls at the same time, each with about two parts in memory; others wait for their turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +39,11 @@ class UploadConfig:
     max_version_bytes: int
     lifetime_seconds: float = LIFETIME_SECONDS
     """Until an upload that was not completed expires."""
+    idle_seconds: float = IDLE_SECONDS
+    """How long a client may take for its next bytes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_version_bytes", "lifetime_seconds"):
+        for name in ("max_version_bytes", "lifetime_seconds", "idle_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}; it must be positive")
 
@@ -64,7 +66,7 @@ class Uploader:
         self._quotas = quotas
         self._presigner = presigner
         self._completer = completer
-        self._turns = asyncio.Semaphore(MAX_WRITES)
+        self._writer = Writer(database, blobs, idle_seconds=config.idle_seconds)
 
     def create(self, request: pb.CreateUploadRequest) -> pb.Upload:
         """Serves one CreateUpload call. A repeat of it gets fresh URLs: they are not kept."""
@@ -77,7 +79,9 @@ class Uploader:
         def begin(session: Session) -> pb.Upload:
             adapters.find(session, ids["tenant"], ids["adapter"])
             base_models.find(session, version.base_model.digest, "version.base_model.digest")
-            self._quotas.check(session, ids["tenant"], version.files)
+            quota.lock(session, ids["tenant"])
+            pending_bytes = upload_rows.open_bytes(session, ids["tenant"])
+            self._quotas.check(session, ids["tenant"], version.files, pending_bytes=pending_bytes)
             row = upload_rows.create(session, ids["tenant"], kept, self._config.lifetime_seconds)
             return upload_rows.to_message(session, row)
 
@@ -89,8 +93,7 @@ class Uploader:
 
     async def write(self, messages: AsyncIterator[pb.WriteUploadRequest]) -> pb.Upload:
         """Serves one WriteUpload call."""
-        async with self._turns:
-            return await upload_writer.write(messages, self._database, self._blobs)
+        return await self._writer.write(messages)
 
     def get(self, request: pb.GetUploadRequest) -> pb.Upload:
         """Serves one GetUpload call."""

@@ -18,7 +18,8 @@ from atelier.errors import InvalidArgumentError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from services.registry.base_models import KnownBase
 
-MAX_RANK = 1024
+MAX_PUBLISHED_RANK = 1024
+"""More than inference has room for in a slot (`low_rank.MAX_SLOT_RANK`): other programs load what is published, too."""
 MAX_VECTORS = 1024
 _FLOATS = ("F32", "F16", "BF16")
 _EXTRACTION = f"lora/{diffusers_form.FILE_NAME}"
@@ -112,8 +113,8 @@ def _check_pair(header: SafetensorsHeader, name: str, weight: Sequence[int], fie
     """The rank of a layer's update."""
     a, b = (header.tensors[f"{name}.lora_{factor}.weight"] for factor in "AB")
     rank = a.shape[0] if a.shape else 0
-    if not 1 <= rank <= MAX_RANK:
-        _refuse(field, f"{name}.lora_A has rank {rank}; allowed are 1 to {MAX_RANK}", "ADAPTER_RANK_TOO_HIGH")
+    if not 1 <= rank <= MAX_PUBLISHED_RANK:
+        _refuse(field, f"{name}.lora_A has rank {rank}; allowed are 1 to {MAX_PUBLISHED_RANK}", "ADAPTER_RANK_TOO_HIGH")
     ones = (1,) * (len(weight) - 2)
     _check_tensor(f"{name}.lora_A", a, [(rank, *weight[1:])], field)
     _check_tensor(f"{name}.lora_B", b, [(weight[0], rank, *ones)], field)

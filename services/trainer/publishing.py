@@ -1,6 +1,6 @@
 """A finished job's adapter goes to the registry: once, however often the job is tried.
 
-A registry that does not know the job's base model is told of it first.
+A registry that does not know the job's base model makes the job wait: the trainer tells it before the next attempt.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from atelier.client.base_models import BaseModelClient
-from atelier.client.connection import Connection, Endpoint
+from atelier.client.connection import Endpoint
 from atelier.client.registry import RegistryClient
-from atelier.diffusion.base_layers import describe_base
-from atelier.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.registry.v1.registry_pb2 import Version
 from services.trainer.methods.base import Evaluated
@@ -29,13 +33,15 @@ def publish(
     registry: Endpoint,
     token: str,
     assignment: Assignment,
-    base_folder: Path,
     files: Mapping[str, bytes | Path],
     evaluated: Evaluated | None,
 ) -> str:
     """Publishes a version, creating its adapter when needed, and returns its full name.
 
     An earlier attempt may have published and died before it could say so: that version is the answer then.
+
+    Raises:
+        UnavailableError: BASE_MODEL_UNKNOWN, among other reasons.
     """
     with registry.connect(token) as connection:
         client = RegistryClient(connection)
@@ -47,8 +53,7 @@ def publish(
         except FailedPreconditionError as error:
             if error.reason != "BASE_MODEL_UNKNOWN":
                 raise
-            _register_base(connection, assignment, base_folder)
-        return _publish(client, assignment, files, evaluated)
+            raise UnavailableError(error.message, reason=error.reason) from error
 
 
 def _publish(
@@ -77,15 +82,6 @@ def _published(client: RegistryClient, assignment: Assignment) -> str:
     """Full name of the version that the job has published; empty when it has not."""
     versions = client.versions(assignment.adapter, filter=f'source_job = "{assignment.name}"')
     return next((version.name for version in versions), "")
-
-
-def _register_base(connection: Connection, assignment: Assignment, folder: Path) -> None:
-    described = describe_base(folder, assignment.base_name)
-    if described.base_model.digest != assignment.base_digest:
-        raise FailedPreconditionError(
-            f"the base model {assignment.base_name} has changed since the job was created", reason="BASE_MODEL_CHANGED"
-        )
-    BaseModelClient(connection).register(described)
 
 
 def _version(assignment: Assignment, evaluated: Evaluated | None) -> Version:

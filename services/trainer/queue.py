@@ -60,6 +60,11 @@ class Assignment:
     checkpoint_step: int
 
     @property
+    def subject(self) -> str:
+        """Of the token that its worker gets: `jobs/{job}`, by which the registry knows the job."""
+        return self.name.removeprefix(f"tenants/{self.tenant}/")
+
+    @property
     def instance_prompt(self) -> str:
         """Of the first concept."""
         return self.concepts[0].instance_prompt

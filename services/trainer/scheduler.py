@@ -19,11 +19,13 @@ import structlog
 
 from atelier import errors
 from atelier.rpc.identity import TokenAuthority
-from atelier.rpc.scopes import OPERATOR, PUBLISHER
+from atelier.rpc.scopes import PUBLISHER
+from atelier.rpc.status import to_status
+from services.trainer.base_models import BaseModels
 from services.trainer.queue import Assignment, LeaseLostError, Queue
 from services.trainer.running import RunningJob
 from services.trainer.sweeper import Sweeper
-from services.trainer.worker import TrainingWorker, WorkerConfig, WorkerEvent
+from services.trainer.worker import Stopped, TrainingWorker, WorkerConfig, WorkerEvent
 
 POLL_SECONDS = 0.3
 RETRY_SECONDS = 2.0
@@ -51,6 +53,7 @@ class Scheduler:
     ) -> None:
         self._config = config
         self._worker_config = worker
+        self._base_models = BaseModels(worker.registry, authority, worker.bases)
         self._queue = queue
         self._sweeper = sweeper
         self._authority = authority
@@ -122,13 +125,10 @@ class Scheduler:
     async def _run(self, worker: Any, claim: Assignment) -> bool:
         """Runs one job to its end or back into the queue. Returns whether the worker is still good."""
         job = RunningJob(self._queue, self._in_thread, worker, claim)
-        token = self._authority.issue(
-            tenant=claim.tenant, subject="trainer", scopes=[PUBLISHER, OPERATOR], lifetime_seconds=TOKEN_SECONDS
-        )
         reporter = asyncio.create_task(job.keep_reporting())
         _log.info("job begins", job=claim.name, attempt=claim.attempt, from_step=claim.checkpoint_step)
         try:
-            async for event in _events(worker.run.remote(claim, token)):
+            async for event in self._events(worker, claim):
                 job.take(event)
             job.done.set()
             await reporter
@@ -149,11 +149,23 @@ class Scheduler:
         finally:
             job.done.set()
 
+    async def _events(self, worker: Any, claim: Assignment) -> AsyncIterator[WorkerEvent]:
+        """What the worker's generator yields, once the registry knows the base model or is away.
+
+        A registry that is away need not know before the adapter is published; training goes on without it.
+        """
+        try:
+            await self._in_thread(lambda: self._base_models.tell(claim))
+        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+            _log.warning("the registry is not told of the base model", job=claim.name, reason=error.reason)
+        except errors.AtelierError as error:
+            yield Stopped(status=to_status(error).SerializeToString())
+            return
+        token = self._authority.issue(
+            tenant=claim.tenant, subject=claim.subject, scopes=[PUBLISHER], lifetime_seconds=TOKEN_SECONDS
+        )
+        async for reference in worker.run.remote(claim, token):
+            yield await reference
+
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-
-async def _events(stream: Any) -> AsyncIterator[WorkerEvent]:
-    """What the worker's generator yields."""
-    async for reference in stream:
-        yield await reference

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 
 from grpc.aio import ServicerContext
 
-from atelier.errors import InvalidArgumentError
 from atelier.pb.trainer.v1 import trainer_pb2 as pb
 from atelier.pb.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from atelier.rpc.names import TENANT
 from atelier.rpc.pages import MAX_NUMBER, Page, parse_page
-from atelier.rpc.uploads import data_pieces
+from atelier.rpc.uploads import data_pieces, first_spec
 from services.trainer.batches import Batches
 from services.trainer.datasets import Datasets
 from services.trainer.jobs import Jobs
@@ -35,13 +34,11 @@ class TrainerServicer(TrainerServiceServicer):
     async def CreateDataset(
         self, request_iterator: AsyncIterator[pb.CreateDatasetRequest], context: ServicerContext
     ) -> pb.Dataset:
-        first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("content") != "spec":
-            raise InvalidArgumentError("spec", "must be the first message of the stream")
-        answer = await asyncio.to_thread(self._datasets.begin, first.spec)
+        spec: pb.CreateDatasetSpec = await first_spec(request_iterator, "an upload")
+        answer = await asyncio.to_thread(self._datasets.begin, spec)
         if answer is not None:
             return answer
-        return await self._datasets.receive(first.spec, data_pieces(request_iterator))
+        return await self._datasets.receive(spec, data_pieces(request_iterator))
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: ServicerContext) -> pb.Dataset:
         return self._datasets.get(request.name)

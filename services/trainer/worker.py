@@ -161,8 +161,7 @@ class TrainingWorker:
                 evaluated = event
             if isinstance(event, Finished):
                 yield Publishing()
-                folder = self._config.bases[assignment.base_name]
-                version = publish(self._config.registry, token, assignment, folder, event.files, evaluated)
+                version = publish(self._config.registry, token, assignment, event.files, evaluated)
                 yield Published(version=version)
                 return  # nothing that comes later, a cancel least of all, undoes a publication
             yield self._stored(assignment.uid, event)

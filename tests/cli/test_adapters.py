@@ -190,7 +190,7 @@ def test_what_is_exported_is_imported_again(
         out = tmp_path / format_
         (path,) = printed(capsys, "export", "fox@2", "--format", format_, "--out", str(out))["files"]
         assert (Path(path).read_bytes() == fox[WEIGHTS]) == (format_ == "diffusers")
-        options = ["--adapter", f"from-{format_}", "--base", "emoji-sd", "--trigger", "sks", "--trigger", "fox"]
+        options = ["--adapter", f"from-{format_}", "--base", BASE_DIGEST, "--trigger", "sks", "--trigger", "fox"]
         imported = printed(capsys, "import", path, *options, "--instance-prompt", "a sks fox")
         assert (imported["method"], imported["instance_prompt"]) == ("imported", "a sks fox")
         assert imported["trigger_words"] == ["fox", "sks"]

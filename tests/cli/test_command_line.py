@@ -27,10 +27,19 @@ WORDS = {
     "jobs show": "JOB_ID --json",
     "jobs watch": "JOB_ID --json --previews",
     "jobs cancel": "JOB_ID --json",
-    "adapters list": "--json",
+    "adapters list": "--deleted --filter --json --order-by",
     "adapters show": "NAME --json",
-    "adapters alias": "NAME ALIAS_ID VERSION --etag --json",
+    "adapters versions": "NAME --all --deleted --filter --json --order-by",
+    "adapters alias": "NAME ALIAS_ID VERSION --delete --etag --json",
+    "adapters history": "NAME ALIAS_ID --json",
+    "adapters tag": "NAME --add --json --remove",
     "adapters pull": "REFERENCE --json --out",
+    "adapters export": "REFERENCE --format --json --out",
+    "adapters import": "FILE --adapter --base --instance-prompt --json --trigger",
+    "adapters delete": "REFERENCE --force --json",
+    "adapters undelete": "REFERENCE --json",
+    "adapters purge": "NAME --dry-run --json",
+    "adapters retention": "NAME --apply --dry-run --json --keep-days --keep-last",
     "bases register": "BASE --json",
     "bases list": "--json",
     "signing-key create": "PATH",
@@ -140,5 +149,8 @@ def test_an_error_tells_every_field_and_when_to_retry() -> None:
 def test_the_command_needs_none_of_the_services_packages() -> None:
     program = "import json, sys, atelier.cli.main; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    services_only = {"alembic", "diffusers", "minio", "numpy", "psutil", "ray", "sqlalchemy", "torch", "transformers"}
-    assert not services_only & {name.partition(".")[0] for name in json.loads(done.stdout)}
+    services_only = (
+        "alembic botocore cryptography diffusers jwt lark minio numpy psutil psycopg ray safetensors sqlalchemy "
+        "structlog torch transformers"
+    )
+    assert not {*services_only.split()} & {name.partition(".")[0] for name in json.loads(done.stdout)}

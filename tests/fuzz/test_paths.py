@@ -1,4 +1,8 @@
-"""Paths of files and names of resources: what is accepted stays where it belongs, whatever is written in it."""
+"""Paths of files and names of resources: what is accepted stays where it belongs, whatever is written in it.
+
+Links play no part here: the registry writes no file under a path that a client gives. Contents lie in the object store
+under their SHA-256, and only a client that downloads a version meets links, in its own folder.
+"""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ import io
 import json
 import math
 import pickle
+import random
 import struct
-import time
 import tracemalloc
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -32,11 +32,12 @@ from atelier.diffusion.safetensors_header import (
 )
 from atelier.errors import InvalidArgumentError
 from atelier.pb.common.v1.common_pb2 import File
+from services.registry.archives import MAX_ENTRIES
 from services.registry.content import MAX_TEXT_BYTES, open_check
 from tests.fuzz.checking import verdict
 from tests.fuzz.profiles import QUICK, THOROUGH
 from tests.harness.files import safetensors as tensors_file
-from tests.harness.files import safetensors_of
+from tests.harness.files import safetensors_of, zipped
 
 PATH = "x.safetensors"
 ONE = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -63,20 +64,29 @@ def number(value: float | bytes, dtype: str = "F32") -> bytes:
     return safetensors_of(entry(dtype=dtype, shape=[1], data_offsets=[0, len(content)]), content)
 
 
-def zipped(comment: bytes = b"") -> bytes:
-    """A zip archive as torch saves one."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"weights": [1.0]}))
-        archive.comment = comment
-    return buffer.getvalue()
+def within(data: bytes) -> bytes:
+    """A file whose only tensor ends with these bytes."""
+    data = b"\0" * (-len(data) % 8) + data
+    return safetensors_of(entry(dtype="I64", shape=[len(data) // 8], data_offsets=[0, len(data)]), data)
 
 
-def with_zip(comment: bytes = b"") -> bytes:
-    """A file whose only tensor ends with a zip archive: readers of zip look from behind."""
-    archive = zipped(comment)
-    archive = b"\0" * (-len(archive) % 4) + archive
-    return safetensors_of(entry(shape=[len(archive) // 4], data_offsets=[0, len(archive)]), archive)
+def wide(archive: bytes) -> bytes:
+    """An archive with its end as zip64 has it, where the usual record does not tell where the directory is."""
+    before, (count, size, offset) = archive[:-22], struct.unpack("<10xHII2x", archive[-22:])
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, offset)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(before), 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, 2**32 - 1, 2**32 - 1, 0)
+    return before + record + locator + end
+
+
+def configured(config: object) -> bytes:
+    """A file with this PEFT configuration."""
+    text = config if isinstance(config, str) else json.dumps(config)
+    return safetensors_of({"__metadata__": {"format": "pt", PEFT_METADATA: text}, **ONE}, EIGHT)
+
+
+def empty_tensors(count: int) -> bytes:
+    return safetensors_of({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(count)}, b"")
 
 
 def named(name: str) -> bytes:
@@ -92,6 +102,30 @@ def raw(text: str, data: bytes = EIGHT) -> bytes:
 
 
 INNER = '"dtype":"F32","shape":[2],"data_offsets":[0,8]'
+
+BAD_CONFIGS: Sequence[object] = (
+    *("by alice", [], "[" * 100_000),
+    *({"unet.base_model_name_or_path": "/home/alice/sd"}, {"base_model_name_or_path": "alice/sd"}),
+    *({"unet.r": 2, "unet.lora_alpha": 2, "author": "/home/alice"}, {"alice.r": 2}, {"unet.alice": None}),
+    *({"unet.r": "2"}, {"unet.r": [2]}, {"unet.r": {"alice": 2}}, {"unet..r": 2}, {"unet.text_encoder.r": 2}),
+    *({"bias": "alice"}, {"peft_type": "alice"}, {"task_type": "alice"}, {"megatron_core": "alice"}),
+    *({"peft_version": "1.0 alice"}, {"init_lora_weights": "alice"}, {"revision": "alice"}, {"r": {"x": {}}}),
+    *({"auto_mapping": {"parent_library": "alice"}}, {"runtime_config": {"x": "/home/alice"}}),
+    *({"target_modules": "a photo of alice"}, {"target_modules": ["/home/alice"]}, {"target_modules": ["a@b.de"]}),
+    *({"target_modules": [["alice"]]}, {"target_modules": ["x" * 257]}, {"layers_to_transform": ["alice"]}),
+    *({"rank_pattern": {"/home/alice": 2}}, {"alpha_pattern": {"to_q": "alice"}}, {"layers_to_transform": [[["a"]]]}),
+)
+
+# Each opens as an archive wherever it stands: little enough comes behind it.
+ARCHIVES: Mapping[str, bytes] = {
+    "zip within": zipped(),
+    "zip within, with a comment": zipped(b"x" * 1000),
+    "zip within, NULs behind": zipped() + b"\0" * 8,
+    "zip within, as much behind as may be": zipped() + b"\0" * 2**16,
+    "zip within, whose directory is longer than what is searched": zipped(entries=2000) + b"\0" * 100,
+    "zip64 within": wide(zipped()),
+    "zip64 within, NULs behind": wide(zipped()) + b"\0" * 1000,
+}
 
 ATTACKS: Mapping[str, bytes] = {
     # What is no safetensors file.
@@ -200,10 +234,7 @@ ATTACKS: Mapping[str, bytes] = {
         {"__metadata__": {"ss_dataset_dirs": '{"/home/alice/photos": {}}', "ss_session_id": "1"}, **ONE}, EIGHT
     ),
     "another format": safetensors_of({"__metadata__": {"format": "/home/alice"}, **ONE}, EIGHT),
-    "a folder in PEFT's metadata": safetensors_of(
-        {"__metadata__": {PEFT_METADATA: '{"unet.base_model_name_or_path": "/home/alice/sd"}'}, **ONE}, EIGHT
-    ),
-    "PEFT's metadata that is no JSON": safetensors_of({"__metadata__": {PEFT_METADATA: "by alice"}, **ONE}, EIGHT),
+    **{f"PEFT's metadata {i}": configured(config) for i, config in enumerate(BAD_CONFIGS)},
     # What is something else, too.
     "pickle": pickle.dumps({"w": [1.0] * 100}),
     "pickle of protocol 0": pickle.dumps({"w": [1.0] * 100}, protocol=0),
@@ -211,26 +242,24 @@ ATTACKS: Mapping[str, bytes] = {
     "pickle that looks like a length": b"\x80\x02.\0\0\0\0\0{}" + b" " * 0x2E0280,
     "zip": zipped(),
     "zip behind": VALID + zipped(),
-    "zip within": with_zip(),
-    "zip within, with a comment": with_zip(b"x" * 1000),
-    "zip within, with a comment that begins one": with_zip(b"PK\x05\x06" + b"x" * 100),
-    "header of nothing but tensors": safetensors_of(
-        {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)}, b""
-    ),
+    **{name: within(archive) for name, archive in ARCHIVES.items()},
+    "zip within, with a comment that begins one": within(zipped(b"PK\x05\x06" + b"x" * 100)),
+    "more entries of a directory than are remembered": within(b"PK\x01\x02" * (MAX_ENTRIES + 2)),
+    "a header of nothing but empty tensors": empty_tensors(200_000),
+    "empty tensors, one too many": empty_tensors(MAX_TENSORS + 1),
+    "as many empty tensors as there may be": empty_tensors(MAX_TENSORS),
     "one tensor too many": tensors_file({f"t{i}": (1,) for i in range(MAX_TENSORS + 1)}),
 }
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_are_refused_in_bounded_time_and_memory(name: str) -> None:
+def test_attacks_are_refused_in_bounded_memory(name: str) -> None:
     content = ATTACKS[name]
     tracemalloc.start()
-    started = time.perf_counter()
     refused = verdict(PATH, content, range(0, len(content), 2**16))
-    seconds, (_, peak_bytes) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert refused is not None
-    assert seconds < 10
     assert peak_bytes < 64 * 2**20
 
 
@@ -240,17 +269,44 @@ def test_attacks_are_refused_in_bounded_time_and_memory(name: str) -> None:
         ("pickle", "PICKLE_REFUSED"),
         ("pickle of protocol 2", "PICKLE_REFUSED"),
         ("zip", "PICKLE_REFUSED"),
-        ("zip within", "PICKLE_REFUSED"),
-        ("zip within, with a comment", "PICKLE_REFUSED"),
+        *((name, "PICKLE_REFUSED") for name in ARCHIVES),
+        ("more entries of a directory than are remembered", "PICKLE_REFUSED"),
+        ("a header of nothing but empty tensors", "SAFETENSORS_INVALID: files[0]: has a header of"),
+        ("empty tensors, one too many", f"SAFETENSORS_INVALID: files[0]: has {MAX_TENSORS + 1} tensors"),
+        ("as many empty tensors as there may be", "SAFETENSORS_INVALID: files[0]: tensor 't0' is empty"),
         ("zip within, with a comment that begins one", "PICKLE_REFUSED"),
         ("NaN in bfloat16", "WEIGHTS_NOT_FINITE"),
         ("metadata of kohya's scripts", "METADATA_REFUSED"),
-        ("a folder in PEFT's metadata", "METADATA_REFUSED"),
+        *((f"PEFT's metadata {i}", "METADATA_REFUSED") for i in range(len(BAD_CONFIGS))),
         ("leading space", "SAFETENSORS_INVALID"),
     ],
 )
 def test_attacks_are_told_as_what_they_are(name: str, reason: str) -> None:
-    assert (verdict(PATH, ATTACKS[name]) or "").startswith(f"{reason}: ")
+    refused = verdict(PATH, ATTACKS[name]) or ""
+    assert refused.startswith(reason)
+    assert "alice" not in refused
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_would_be_opened_and_are_found_however_they_are_cut(name: str) -> None:
+    content = ATTACKS[name]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert pickle.loads(archive.read("archive/data.pkl")) == {"weights": [1.0]}
+    for step in (3, 7, 1000):
+        assert (verdict(PATH, content, range(0, len(content), step)) or "").startswith("PICKLE_REFUSED: ")
+
+
+def test_weights_that_have_the_signs_of_archives_by_chance_are_accepted() -> None:
+    noise = random.Random(0).randbytes(2**24)
+    assert verdict(PATH, within(noise), range(0, len(noise), 2**20)) is None
+    signs = b"".join(noise[i : i + 100] + b"PK\x05\x06PK\x01\x02" for i in range(0, 2**16, 100))
+    assert verdict(PATH, within(noise + signs)) is None
+
+
+def test_archives_that_readers_do_not_find_are_weights() -> None:
+    content = within(zipped() + b"\0" * (2**16 + 1))
+    assert not zipfile.is_zipfile(io.BytesIO(content))
+    assert verdict(PATH, content) is None
 
 
 def test_refused_metadata_is_named_and_the_way_out_with_it() -> None:
@@ -265,10 +321,11 @@ HARMLESS: Mapping[str, bytes] = {
     "padding of spaces": raw(f'{{"w":{{{INNER}}}}}     '),
     "header that begins like a pickle": safetensors_of(json.dumps(ONE).encode().ljust(0x280), EIGHT),
     "what diffusers writes": safetensors_of({"__metadata__": {"format": "pt"}, **ONE}, EIGHT),
-    "what PEFT writes": safetensors_of(
-        {"__metadata__": {"format": "pt", PEFT_METADATA: '{"unet.r": 2, "unet.base_model_name_or_path": null}'}, **ONE},
-        EIGHT,
+    "what PEFT writes": configured({"unet.r": 2, "unet.base_model_name_or_path": None}),
+    "names of layers": configured(
+        {"target_modules": ["to_q", "to_out.0"], "rank_pattern": {"^mid_block.attentions.0.to_q": 4}, "r": 8}
     ),
+    "what PEFT from sources writes": configured({"peft_version": "0.18.1.dev0@UNKNOWN"}),
     "tensors in another order than their bytes": safetensors_of(pair((8, 16), (0, 8)), EIGHT * 2),
     "largest finite numbers": safetensors_of(ONE, b"\xff\xff\x7f\x7f\xff\xff\x7f\xff"),
     "a scalar": number(1.0),

@@ -6,11 +6,19 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
-from atelier.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from atelier.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from atelier.pb.common.v1.common_pb2 import Scope
 from atelier.rpc.interceptor import OPEN_SERVICES
 from atelier.rpc.scopes import ADMIN, OPERATOR, PUBLISHER, READER, TRAINER, required_scope, scope_name
-from tests.harness.calls import OF_NO_TENANT, call, empty_request, registered_services, request_for
+from tests.harness.calls import (
+    MISSING,
+    OF_NO_TENANT,
+    Ids,
+    call,
+    empty_request,
+    registered_services,
+    request_for,
+)
 from tests.harness.service import ServiceProcess, health
 
 WEAKER: dict[Scope, tuple[Scope, ...]] = {
@@ -40,30 +48,43 @@ def check_credential_is_needed(server: ServiceProcess, method: MethodDescriptor)
             assert caught.value.reason == "TOKEN_MISSING"
 
 
-def check_scope_is_needed(server: ServiceProcess, method: MethodDescriptor, tenant: str) -> None:
-    """Without it the answer is PERMISSION_DENIED, whatever exists and whatever is wrong with the request."""
+def check_scope_is_needed(server: ServiceProcess, method: MethodDescriptor, tenant: str, ids: Ids = MISSING) -> None:
+    """Without it the answer is PERMISSION_DENIED, whatever exists and whatever is wrong with the request.
+
+    Args:
+        ids: of what the tenant has; a service that keeps nothing has none.
+    """
     needed = required_scope(method.full_name)
+    requests = [request_for(method, *named) for named in ((tenant, ids), (tenant, MISSING), ("nobody", MISSING))]
     with server.connect(tenant, *WEAKER[needed]) as connection:
-        for request in (request_for(method, tenant), request_for(method, "nobody"), empty_request(method)):
+        for request in (*requests, empty_request(method)):
             with pytest.raises(PermissionDeniedError) as caught:
                 call(connection, method, request)
             assert caught.value.reason == "SCOPE_MISSING"
             assert caught.value.metadata == {"scope": scope_name(needed)}
 
 
-def check_tenants_are_apart(server: ServiceProcess, method: MethodDescriptor, owner: str) -> None:
-    """What a stranger with the right scope asks about the owner's things is denied, as about those of nobody."""
+def check_tenants_are_apart(server: ServiceProcess, method: MethodDescriptor, owner: str, ids: Ids) -> None:
+    """A stranger with the right scope learns nothing: what the owner has is denied in the words of what nobody has."""
     assert method.name not in OF_NO_TENANT
+    answers = set()
     with server.connect("stranger", required_scope(method.full_name)) as connection:
-        messages = set()
-        for tenant in (owner, "nobody"):
-            request = request_for(method, tenant)
+        for tenant, names in ((owner, ids), (owner, MISSING), ("nobody", ids), ("nobody", MISSING)):
+            request = request_for(method, tenant, names)
             assert f"tenants/{tenant}" in str(request)
             with pytest.raises(PermissionDeniedError) as caught:
                 call(connection, method, request)
-            assert caught.value.reason == "PERMISSION_DENIED"
-            messages.add(caught.value.message)
-    assert len(messages) == 1
+            answers.add((caught.value.message, caught.value.reason, str(caught.value.metadata)))
+    assert len(answers) == 1
+    assert "PERMISSION_DENIED" in answers.pop()
+
+
+def check_owner_finds_what_there_is(server: ServiceProcess, method: MethodDescriptor, owner: str, ids: Ids) -> None:
+    """What strangers are tried with is there, and what is missing is NOT_FOUND to its owner alone."""
+    with server.connect(owner, required_scope(method.full_name)) as connection:
+        assert call(connection, method, request_for(method, owner, ids))
+        with pytest.raises(NotFoundError):
+            call(connection, method, request_for(method, owner, MISSING))
 
 
 def check_empty_request_is_refused(server: ServiceProcess, method: MethodDescriptor, tenant: str) -> None:

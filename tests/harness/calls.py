@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -44,9 +45,45 @@ MAY_BE_EMPTY = frozenset({"ListBaseModels", "ListModels", "CollectGarbage", "Scr
 """RPCs whose requests have no field that must be there; to VerifyToken every secret that is none is the same."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ids:
+    """What the requests are about: the last parts of its names."""
+
+    adapter: str = "fox"
+    version: str = "1"
+    alias: str = "prod"
+    upload: str = "0" * 32
+    token: str = "ci"
+    dataset: str = "small"
+    job: str = "first"
+    batch: str = "all"
+
+
+USUAL = Ids()
+MISSING = Ids(
+    adapter="nothing",
+    version="99",
+    alias="nothing",
+    upload="f" * 32,
+    token="nothing",
+    dataset="nothing",
+    job="nothing",
+    batch="nothing",
+)
+"""Of nothing that any test creates."""
+
+
 def methods(services: Iterable[ServiceDescriptor]) -> list[MethodDescriptor]:
     """All RPCs of the services."""
     return [method for service in services for method in service.methods]
+
+
+def fields_of(method: MethodDescriptor) -> set[str]:
+    """The fields of a method's request; of a stream, of the spec that begins it."""
+    fields = method.input_type.fields_by_name
+    if method.client_streaming:
+        fields = fields["spec"].message_type.fields_by_name
+    return set(fields)
 
 
 def registered_services(address: str) -> set[str]:
@@ -84,57 +121,61 @@ def empty_request(method: MethodDescriptor) -> Message:
     return GetMessageClass(method.input_type)()
 
 
-def request_for(method: MethodDescriptor, tenant: str) -> Message:
-    """A well-formed request about a tenant's resources: the adapter `fox`, its version 1, and so on."""
-    found = [each for each in _requests(tenant) if each.DESCRIPTOR is method.input_type]
+def request_for(method: MethodDescriptor, tenant: str, ids: Ids = USUAL) -> Message:
+    """A well-formed request about a tenant's resources."""
+    found = [each for each in _requests(f"tenants/{tenant}", ids) if each.DESCRIPTOR is method.input_type]
     assert len(found) == 1, f"{method.full_name} has {len(found)} requests in tests/harness/calls.py; give it one"
     return found[0]
 
 
-def _requests(tenant: str) -> list[Message]:
-    parent = f"tenants/{tenant}"
-    return [*_adapter_requests(parent), *_upload_requests(parent), *_other_requests(parent), *_trainer_requests(parent)]
-
-
-def _adapter_requests(parent: str) -> list[Message]:
-    pb = registry_pb2
-    fox = f"{parent}/adapters/fox"
-    first, alias = f"{fox}/versions/1", f"{fox}/aliases/prod"
+def _requests(parent: str, ids: Ids) -> list[Message]:
     return [
-        pb.GetTenantRequest(name=parent),
-        pb.CreateAdapterRequest(parent=parent, adapter_id="fox"),
-        pb.GetAdapterRequest(name=fox),
-        pb.ListAdaptersRequest(parent=parent),
-        pb.UpdateAdapterRequest(adapter=pb.Adapter(name=fox), update_mask={"paths": ["description"]}),
-        pb.DeleteAdapterRequest(name=fox, force=True),
-        pb.UndeleteAdapterRequest(name=fox),
-        pb.GetVersionRequest(name=first),
-        pb.ListVersionsRequest(parent=fox),
-        pb.ResolveVersionRequest(adapter=fox),
-        pb.DeleteVersionRequest(name=first),
-        pb.UndeleteVersionRequest(name=first),
-        pb.PurgeDeletedRequest(parent=parent),
-        pb.ApplyRetentionRequest(parent=fox, policy=pb.RetentionPolicy(keep_last=1)),
-        pb.DownloadFileRequest(version=first, path="README.md"),
-        pb.SignDownloadRequest(version=first, path="README.md"),
-        pb.ExportVersionRequest(version=first, format=pb.ExportVersionRequest.FORMAT_KOHYA),
-        pb.UpdateAliasRequest(alias=pb.Alias(name=alias, version=first), allow_missing=True),
-        pb.GetAliasRequest(name=alias),
-        pb.ListAliasesRequest(parent=fox),
-        pb.DeleteAliasRequest(name=alias),
-        pb.ListAliasMovesRequest(parent=fox),
+        *_adapter_requests(parent, ids),
+        *_upload_requests(parent, ids),
+        *_other_requests(parent, ids),
+        *_trainer_requests(parent, ids),
     ]
 
 
-def _upload_requests(parent: str) -> list[Message]:
+def _adapter_requests(parent: str, ids: Ids) -> list[Message]:
     pb = registry_pb2
-    fox, upload = f"{parent}/adapters/fox", f"{parent}/uploads/{'0' * 32}"
+    adapter = f"{parent}/adapters/{ids.adapter}"
+    number, alias = f"{adapter}/versions/{ids.version}", f"{adapter}/aliases/{ids.alias}"
+    return [
+        pb.GetTenantRequest(name=parent),
+        pb.CreateAdapterRequest(parent=parent, adapter_id=ids.adapter),
+        pb.GetAdapterRequest(name=adapter),
+        pb.ListAdaptersRequest(parent=parent),
+        pb.UpdateAdapterRequest(adapter=pb.Adapter(name=adapter), update_mask={"paths": ["description"]}),
+        pb.DeleteAdapterRequest(name=adapter, force=True),
+        pb.UndeleteAdapterRequest(name=adapter),
+        pb.GetVersionRequest(name=number),
+        pb.ListVersionsRequest(parent=adapter),
+        pb.ResolveVersionRequest(adapter=adapter),
+        pb.DeleteVersionRequest(name=number),
+        pb.UndeleteVersionRequest(name=number),
+        pb.PurgeDeletedRequest(parent=adapter),
+        pb.ApplyRetentionRequest(parent=adapter, policy=pb.RetentionPolicy(keep_last=1)),
+        pb.DownloadFileRequest(version=number, path="README.md"),
+        pb.SignDownloadRequest(version=number, path="README.md"),
+        pb.ExportVersionRequest(version=number, format=pb.ExportVersionRequest.FORMAT_KOHYA),
+        pb.UpdateAliasRequest(alias=pb.Alias(name=alias, version=number), allow_missing=True),
+        pb.GetAliasRequest(name=alias),
+        pb.ListAliasesRequest(parent=adapter),
+        pb.DeleteAliasRequest(name=alias),
+        pb.ListAliasMovesRequest(parent=adapter),
+    ]
+
+
+def _upload_requests(parent: str, ids: Ids) -> list[Message]:
+    pb = registry_pb2
+    adapter, upload = f"{parent}/adapters/{ids.adapter}", f"{parent}/uploads/{ids.upload}"
     files = [_declared(path, content) for path, content in adapter_files().items()]
     weights = next(file for file in files if file.path.endswith(".safetensors"))
     return [
-        pb.PublishVersionRequest(spec=pb.PublishVersionSpec(parent=fox, version=version(files=files))),
-        pb.ImportVersionRequest(spec=pb.ImportVersionSpec(parent=fox, version=version(), file=weights)),
-        pb.CreateUploadRequest(parent=fox, version=version(files=files)),
+        pb.PublishVersionRequest(spec=pb.PublishVersionSpec(parent=adapter, version=version(files=files))),
+        pb.ImportVersionRequest(spec=pb.ImportVersionSpec(parent=adapter, version=version(), file=weights)),
+        pb.CreateUploadRequest(parent=adapter, version=version(files=files)),
         pb.WriteUploadRequest(spec=pb.WriteUploadSpec(upload=upload, path=weights.path)),
         pb.GetUploadRequest(name=upload),
         pb.CompleteUploadRequest(name=upload),
@@ -142,9 +183,9 @@ def _upload_requests(parent: str) -> list[Message]:
     ]
 
 
-def _other_requests(parent: str) -> list[Message]:
+def _other_requests(parent: str, ids: Ids) -> list[Message]:
     pb = tokens_pb2
-    token = f"{parent}/tokens/ci"
+    token = f"{parent}/tokens/{ids.token}"
     return [
         base_models_pb2.RegisterBaseModelRequest(base_model=fake_base()),
         base_models_pb2.GetBaseModelRequest(name=f"baseModels/{'ab' * 32}"),
@@ -153,7 +194,7 @@ def _other_requests(parent: str) -> list[Message]:
         maintenance_pb2.ScrubRequest(limit_bytes=1),
         maintenance_pb2.GetQuotaRequest(name="quotas/acme"),
         maintenance_pb2.UpdateQuotaRequest(quota=maintenance_pb2.Quota(name="quotas/acme"), validate_only=True),
-        pb.CreateTokenRequest(parent=parent, token_id="ci", token=pb.Token(scopes=[READER])),
+        pb.CreateTokenRequest(parent=parent, token_id=ids.token, token=pb.Token(scopes=[READER])),
         pb.ListTokensRequest(parent=parent),
         pb.RotateTokenRequest(name=token),
         pb.RevokeTokenRequest(name=token),
@@ -163,22 +204,21 @@ def _other_requests(parent: str) -> list[Message]:
     ]
 
 
-def _trainer_requests(parent: str) -> list[Message]:
+def _trainer_requests(parent: str, ids: Ids) -> list[Message]:
     pb = trainer_pb2
-    job = pb.Job(
-        method="dreambooth-lora", dataset=f"{parent}/datasets/x", adapter="fox", instance_prompt="a photo of a sks fox"
-    )
+    dataset, name = f"{parent}/datasets/{ids.dataset}", f"{parent}/jobs/{ids.job}"
+    job = pb.Job(method="dreambooth-lora", dataset=dataset, adapter=ids.adapter, instance_prompt="a photo of a sks fox")
     return [
-        pb.CreateDatasetRequest(spec=pb.CreateDatasetSpec(parent=parent, dataset_id="x")),
-        pb.GetDatasetRequest(name=f"{parent}/datasets/x"),
+        pb.CreateDatasetRequest(spec=pb.CreateDatasetSpec(parent=parent, dataset_id=ids.dataset)),
+        pb.GetDatasetRequest(name=dataset),
         pb.ListDatasetsRequest(parent=parent),
-        pb.CreateJobRequest(parent=parent, job=job),
-        pb.GetJobRequest(name=f"{parent}/jobs/x"),
+        pb.CreateJobRequest(parent=parent, job_id=ids.job, job=job),
+        pb.GetJobRequest(name=name),
         pb.ListJobsRequest(parent=parent),
-        pb.WatchJobRequest(name=f"{parent}/jobs/x"),
-        pb.CancelJobRequest(name=f"{parent}/jobs/x"),
-        pb.CreateBatchRequest(parent=parent, jobs=[job]),
-        pb.GetBatchRequest(name=f"{parent}/batches/x"),
+        pb.WatchJobRequest(name=name),
+        pb.CancelJobRequest(name=name),
+        pb.CreateBatchRequest(parent=parent, batch_id=ids.batch, jobs=[job]),
+        pb.GetBatchRequest(name=f"{parent}/batches/{ids.batch}"),
         pb.ListBatchesRequest(parent=parent),
     ]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import random
 import struct
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -20,7 +23,8 @@ WORDS = "learned_embeds.safetensors"
 BASE_DIGEST = "sha256:" + "ab" * 32
 BASE_WIDTH = 512
 """Inputs and outputs of the fake base's attention layers: a rank of one of them has 4,096 bytes."""
-MAX_RANK = 1024
+MAX_PUBLISHED_RANK = 1024
+"""As `services.registry.weights` has it."""
 
 
 def fake_base() -> BaseModelDescription:
@@ -106,8 +110,8 @@ def _low_rank_of(weights_bytes: int) -> dict[str, tuple[int, ...]]:
     squares = [path for path, shape in layer_shapes(fake_base()).items() if list(shape) == [BASE_WIDTH] * 2]
     ranks = -(-weights_bytes // (2 * 4 * BASE_WIDTH))
     tensors: dict[str, tuple[int, ...]] = {}
-    for path, start in zip(squares, range(0, ranks, MAX_RANK), strict=False):
-        tensors |= low_rank({path: (BASE_WIDTH, BASE_WIDTH)}, rank=min(MAX_RANK, ranks - start))
+    for path, start in zip(squares, range(0, ranks, MAX_PUBLISHED_RANK), strict=False):
+        tensors |= low_rank({path: (BASE_WIDTH, BASE_WIDTH)}, rank=min(MAX_PUBLISHED_RANK, ranks - start))
     return tensors
 
 
@@ -139,6 +143,22 @@ def png(width: int = 2, height: int = 2) -> bytes:
         for kind, data in chunks.items()
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def zipped(comment: bytes = b"", *, entries: int = 1) -> bytes:
+    """A zip archive with a pickle in it, as `torch.save` writes one.
+
+    Args:
+        comment: what the archive ends with.
+        entries: how many files it has.
+    """
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weights": [1.0]}))
+        for i in range(1, entries):
+            archive.writestr(f"archive/data/{i}", b"")
+        archive.comment = comment
+    return target.getvalue()
 
 
 def _floats(count: int, seed: int) -> list[bytes]:

@@ -42,6 +42,7 @@ class RegistryServer(ServiceProcess):
             **(options or {}),
         }
         self.database_url = str(every["database-url"])
+        self.spool_folder = folder / "spool"
         env = {"ATELIER_REGISTRY_S3_SECRET_KEY": s3.secret_key}
         super().__init__("services.registry", folder, TokenAuthority.from_file(key_file), every, env)
 

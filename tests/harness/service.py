@@ -81,14 +81,14 @@ class ServiceProcess:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.stop()
 
-    def connect(self, tenant: str, *scopes: Scope) -> Connection:
+    def connect(self, tenant: str, *scopes: Scope, subject: str = "test") -> Connection:
         """A connection with a fresh token for the tenant; close it after use."""
-        return Connection(self.address, self.token(tenant, *scopes), tls=self.client_tls)
+        return Connection(self.address, self.token(tenant, *scopes, subject=subject), tls=self.client_tls)
 
-    def token(self, tenant: str, *scopes: Scope) -> str:
+    def token(self, tenant: str, *scopes: Scope, subject: str = "test") -> str:
         """A token for the tenant that allows `scopes`: everything of a tenant's own, unless given."""
         return self._authority.issue(
-            tenant=tenant, subject="test", scopes=scopes or (ADMIN,), lifetime_seconds=TOKEN_SECONDS
+            tenant=tenant, subject=subject, scopes=scopes or (ADMIN,), lifetime_seconds=TOKEN_SECONDS
         )
 
     def metrics(self) -> dict[str, float]:

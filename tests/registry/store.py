@@ -13,6 +13,7 @@ from atelier.storage.blobs import S3Config
 from atelier.storage.database import Database
 from services.registry.content_tables import BlobRow
 from services.registry.main import MIGRATIONS
+from services.registry.storing import BLOBS_PREFIX
 from tests.harness.registry import RegistryServer
 
 
@@ -37,9 +38,9 @@ def rows_of(server: RegistryServer) -> Iterator[Session]:
 
 
 def objects_begun(s3: S3Config) -> list[str]:
-    """The keys of objects of which a bucket has parts, but which never came to be."""
+    """The keys of contents of which a bucket has parts, but which never came to be."""
     store = Minio(s3.endpoint, s3.access_key, s3.secret_key, secure=s3.secure, region=s3.region)
-    return [str(upload.object_name) for upload in store._list_multipart_uploads(s3.bucket).uploads]
+    return [str(upload.object_name) for upload in store._list_multipart_uploads(s3.bucket, prefix=BLOBS_PREFIX).uploads]
 
 
 def key_of(server: RegistryServer, content: bytes) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+import uuid
+from dataclasses import replace
 
 import grpc
 import jwt
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
-from atelier.client import RegistryClient
+from atelier.client import RegistryClient, TokenClient
 from atelier.errors import UnauthenticatedError
 from atelier.rpc.identity import TokenAuthority
 from atelier.rpc.scopes import READER
 from tests.harness import access
-from tests.harness.calls import MAY_BE_EMPTY, OF_NO_TENANT, REGISTRY, call, methods, request_for
+from tests.harness.calls import MAY_BE_EMPTY, OF_NO_TENANT, REGISTRY, USUAL, Ids, call, methods, request_for
 from tests.harness.files import adapter_files, version
 from tests.harness.registry import RegistryServer
 
@@ -34,28 +36,45 @@ def test_call_without_a_credential_is_unauthenticated(
     access.check_credential_is_needed(registry_server, method)
 
 
-@pytest.fixture
-def fox(registry: RegistryClient) -> None:
-    """The test's tenant has what the requests are about."""
-    registry.create_adapter("fox")
-    registry.publish("fox", version(), adapter_files())
-    registry.set_alias("fox", "prod", "1")
+@pytest.fixture(scope="module")
+def owner() -> str:
+    """The tenant that has what the requests are about. The walks change nothing of it."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def ids(registry_server: RegistryServer, owner: str) -> Ids:
+    """What the owner has: one of everything that has a name."""
+    with registry_server.connect(owner) as connection:
+        registry = RegistryClient(connection)
+        registry.create_adapter(USUAL.adapter)
+        registry.publish(USUAL.adapter, version(), adapter_files())
+        registry.set_alias(USUAL.adapter, USUAL.alias, USUAL.version)
+        TokenClient(connection).create(USUAL.token, [READER])
+        upload = registry.create_upload(USUAL.adapter, version(), adapter_files(1))
+    return replace(USUAL, upload=upload.name.rsplit("/", 1)[1])
 
 
 @every_method
 def test_too_weak_a_credential_is_denied_before_anything_is_looked_at(
-    registry_server: RegistryServer, fox: None, tenant: str, method: MethodDescriptor
+    registry_server: RegistryServer, owner: str, ids: Ids, method: MethodDescriptor
 ) -> None:
-    access.check_scope_is_needed(registry_server, method, tenant)
+    access.check_scope_is_needed(registry_server, method, owner, ids)
 
 
 @pytest.mark.parametrize(
     "method", [each for each in METHODS if each.name not in OF_NO_TENANT], ids=lambda method: method.name
 )
 def test_name_of_another_tenant_is_denied_whether_or_not_it_exists(
-    registry_server: RegistryServer, fox: None, tenant: str, method: MethodDescriptor
+    registry_server: RegistryServer, owner: str, ids: Ids, method: MethodDescriptor
 ) -> None:
-    access.check_tenants_are_apart(registry_server, method, tenant)
+    access.check_tenants_are_apart(registry_server, method, owner, ids)
+
+
+@pytest.mark.parametrize("name", ["GetAdapter", "GetVersion", "GetAlias", "GetUpload", "RotateToken"])
+def test_owner_finds_what_there_is(registry_server: RegistryServer, owner: str, ids: Ids, name: str) -> None:
+    (method,) = (each for each in METHODS if each.name == name)
+    access.check_owner_finds_what_there_is(registry_server, method, owner, ids)
 
 
 @pytest.mark.parametrize(

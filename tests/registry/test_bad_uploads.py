@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Iterator
-from io import BytesIO
 
 import pytest
 
@@ -18,8 +16,9 @@ from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
 from services.registry.storing import BLOBS_PREFIX
-from tests.harness.files import BASE_DIGEST, WEIGHTS, adapter_files, png, safetensors, safetensors_of, version
-from tests.registry.uploads import declared, upload
+from tests.harness.registry import RegistryServer
+from tests.harness.files import BASE_DIGEST, WEIGHTS, adapter_files, png, safetensors, safetensors_of, version, zipped
+from tests.registry.uploads import OWN_FOX, declared, upload
 
 PICKLE = pickle.dumps({"weights": [1.0, 2.0]})
 ONE_TENSOR = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -42,14 +41,6 @@ def refusal(stub: RegistryServiceStub, messages: Iterator[pb.PublishVersionReque
     with pytest.raises(InvalidArgumentError) as caught, translated_errors():
         stub.PublishVersion(messages)
     return caught.value
-
-
-def zipped() -> bytes:
-    """What `torch.save` writes: a zip archive with a pickle in it."""
-    target = BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("archive/data.pkl", PICKLE)
-    return target.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -85,6 +76,23 @@ def test_wrong_field_of_the_version_is_named(
 def test_job_of_another_tenant_is_no_source(registry: RegistryClient) -> None:
     with pytest.raises(PermissionDeniedError):
         registry.publish("fox", version(source_job="tenants/other/jobs/j1"), adapter_files())
+
+
+@pytest.mark.parametrize("subject", ["test", "j1", "jobs/j2", "jobs/j1/x", "oidc:jobs/j1", "trainer"])
+def test_job_is_named_by_nobody_else(registry_server: RegistryServer, tenant: str, subject: str) -> None:
+    named = version(source_job=f"tenants/{tenant}/jobs/j1")
+    files = declared(adapter_files())
+    with registry_server.connect(tenant, subject=subject) as connection:
+        stub, client = RegistryServiceStub(connection.channel), RegistryClient(connection)
+        with pytest.raises(PermissionDeniedError) as caught:
+            client.publish("fox", named, adapter_files())
+        assert caught.value.reason == "SOURCE_JOB_REFUSED"
+        spec = pb.ImportVersionSpec(parent=OWN_FOX, version=named, file=files[0])
+        with pytest.raises(PermissionDeniedError), translated_errors():
+            stub.ImportVersion(iter([pb.ImportVersionRequest(spec=spec)]))
+        named.files.extend(files)
+        with pytest.raises(PermissionDeniedError), translated_errors():
+            stub.CreateUpload(pb.CreateUploadRequest(parent=OWN_FOX, version=named))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +179,7 @@ def test_corrupt_safetensors_header_is_refused(registry: RegistryClient, header:
         ("README.md", b"\xff\xfe\x00"),
         ("README.md", zipped()),
         ("notes.txt", b"a\0b"),
+        ("recipe.json", b'{"_name_or_path": "/home/alice/sd"}'),
     ],
 )
 def test_content_decides_and_not_the_name(registry: RegistryClient, path: str, content: bytes) -> None:

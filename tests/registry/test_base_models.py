@@ -122,6 +122,8 @@ def _set(path: str, value: object) -> Callable[[pb.BaseModelDescription], None]:
     [
         (_set("base_model.model", ""), "base_model.base_model.model"),
         (_set("base_model.model", "x" * 201), "base_model.base_model.model"),
+        (_set("base_model.model", "emoji\u200b-sd"), "base_model.base_model.model"),
+        (_set("base_model.model", "emoji\x1b[2K"), "base_model.base_model.model"),
         (_set("base_model.digest", "sha256:ab"), "base_model.base_model.digest"),
         (_set("family", "flux"), "base_model.family"),
         (_set("family", "stable-cascade"), "base_model.components"),

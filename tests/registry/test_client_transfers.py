@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
-from atelier.client import RegistryClient
+from atelier.client import Connection, RegistryClient
 from atelier.errors import NotFoundError, UnavailableError
+from atelier.local.process import wait_until
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from tests.harness.files import WEIGHTS, adapter_files, version
+from tests.harness.proxy import Proxy
 from tests.harness.registry import BUCKET, RegistryServer
 
 MIB = 2**20
@@ -83,6 +88,50 @@ def test_files_go_to_the_object_store_itself(registry: RegistryClient, tmp_path:
     published = registry.upload_signed("fox", version(), on_disk(files, tmp_path), on_sent=sent_bytes.append)
     assert sorted(sent_bytes) == sorted(map(len, files.values()))
     assert {path: registry.download(published, path) for path in files} == files
+
+
+def test_signed_requests_that_are_about_to_end_are_replaced(registry_server: RegistryServer, tenant: str) -> None:
+    class Late(RegistryClient):
+        """One for whom much time goes by after an upload has begun."""
+
+        def create_upload(self, *args: Any, **fields: Any) -> pb.Upload:
+            upload = super().create_upload(*args, **fields)
+            for each in upload.files:
+                each.put.url += "0"  # the store takes nothing at this one
+                each.put.expire_time.FromSeconds(int(time.time()) + 60)
+            return upload
+
+    files = adapter_files()
+    with registry_server.connect(tenant) as connection:
+        registry = Late(connection)
+        registry.create_adapter("fox")
+        published = registry.upload_signed("fox", version(), files)
+        assert registry.download(published, WEIGHTS) == files[WEIGHTS]
+
+
+def test_a_completion_whose_answer_is_lost_is_answered_when_it_is_asked_again(
+    registry_server: RegistryServer, registry: RegistryClient, tenant: str
+) -> None:
+    registry.create_adapter("fox")
+    with (
+        Proxy(registry_server.port) as proxy,
+        ThreadPoolExecutor() as threads,
+        Connection(proxy.address, registry_server.token(tenant)) as connection,
+    ):
+        distant = RegistryClient(connection)
+        begun = distant.create_upload("fox", version(), adapter_files())
+        for file in begun.files:
+            spec = pb.WriteUploadSpec(upload=begun.name, path=file.file.path)
+            data = pb.WriteUploadRequest(data=adapter_files()[file.file.path])
+            RegistryServiceStub(connection.channel).WriteUpload(iter([pb.WriteUploadRequest(spec=spec), data]))
+        proxy.lose_answers()
+        completion = threads.submit(distant.complete_upload, begun.name)
+        wait_until(
+            lambda: bool(registry.adapter("fox").latest_version), timeout_seconds=30, what="the version is there"
+        )
+        proxy.break_off(turned_away=3)  # longer than the channel itself tries
+        published = completion.result(timeout=60)
+    assert list(registry.versions("fox")) == [published]
 
 
 def test_a_store_that_takes_nothing_is_told_of(registry: RegistryClient, tmp_path: Path) -> None:

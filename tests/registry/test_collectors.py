@@ -107,7 +107,9 @@ def test_parts_of_an_object_that_a_killed_registry_leaves_go(
         assert call.exception() is not None
         done.set()
     with database_of(server) as database:
-        collected = Collector(GarbageConfig(grace_seconds=1e-6), database, BlobStore(s3)).collect()
+        collector = Collector(GarbageConfig(grace_seconds=1e-6), database, BlobStore(s3))
+        counted, collected = collector.count(), collector.collect()
+    assert counted == collected
     assert collected.orphan_count == 4, "the three small files, and the parts of the large one"
     assert objects_begun(s3) == []
     assert list(BlobStore(s3).keys("")) == []

@@ -14,8 +14,10 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
+from services.registry.content_tables import BlobRow
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import RegistryServer
+from tests.registry.store import rows_of, sha256_of
 
 MIB = 2**20
 
@@ -92,7 +94,11 @@ def test_file_that_the_version_has_not_is_not_found(registry_stub: RegistryServi
 
 
 def test_content_that_the_store_has_lost_is_data_loss(
-    registry_stub: RegistryServiceStub, registry_blobs: BlobStore, files: dict[str, bytes], fox: pb.Version
+    registry_stub: RegistryServiceStub,
+    registry_server: RegistryServer,
+    registry_blobs: BlobStore,
+    files: dict[str, bytes],
+    fox: pb.Version,
 ) -> None:
     key = stored_key(registry_blobs, files[WEIGHTS])
     whole = pb.DownloadFileRequest(version=fox.name, path=WEIGHTS)
@@ -112,6 +118,25 @@ def test_content_that_the_store_has_lost_is_data_loss(
     refused()
     registry_blobs.put(key, files[WEIGHTS])
     assert b"".join(received(registry_stub, whole)) == files[WEIGHTS]
+    with rows_of(registry_server) as session:
+        assert session.get_one(BlobRow, sha256_of(files[WEIGHTS])).rot_time is not None, "until it is read whole"
+
+
+def test_lost_content_that_nobody_has_noticed_comes_back_when_it_is_published_again(
+    registry: RegistryClient, registry_blobs: BlobStore, files: dict[str, bytes], fox: pb.Version
+) -> None:
+    key = stored_key(registry_blobs, files[WEIGHTS])
+    registry_blobs.delete(key)
+    second = registry.publish("fox", version(), files)
+    new_key = stored_key(registry_blobs, files[WEIGHTS])
+    assert new_key != key
+    registry_blobs.put(new_key, files[WEIGHTS][:-1])
+    third = registry.publish("fox", version(), files)
+    registry_blobs.delete(new_key)
+    for each in (fox, second, third):
+        assert registry.download(each, WEIGHTS) == files[WEIGHTS]
+    registry.publish("fox", version(), files)
+    stored_key(registry_blobs, files[WEIGHTS])  # what is sound stays alone
 
 
 def test_cancelled_downloads_give_their_connections_back(

@@ -14,7 +14,6 @@ from sqlalchemy import update
 from atelier.client import MaintenanceClient, RegistryClient
 from atelier.errors import DeadlineExceededError, NotFoundError
 from atelier.local.seaweedfs import SeaweedFS
-from atelier.manifest import canonical_manifest
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.call import Call, set_call
@@ -23,6 +22,7 @@ from atelier.rpc.status import translated_errors
 from atelier.signing import Signer
 from atelier.storage.blobs import BlobStore
 from atelier.storage.database import utc_now
+from services.registry import base_models
 from services.registry.commit import Committer, VersionDraft
 from services.registry.content_tables import UploadRow
 from services.registry.garbage import Collector, GarbageConfig
@@ -282,12 +282,13 @@ def test_a_version_whose_objects_may_be_gone_is_not_committed(
     declaration = version(files=declared(files))
     with database_of(server) as database:
         storer = Storer(blobs)
+        with database.transaction(read_only=True) as session:
+            base = base_models.find(session, declaration.base_model.digest, "base_model")
         draft = VersionDraft(
             version=declaration,
-            manifest=canonical_manifest(declaration),
             stored=[storer.store_content([files[file.path]], file, "file") for file in declaration.files],
-            family="stable-diffusion",
-            weights=[],
+            base=base,
+            files_field="files",
         )
         committer = Committer(database, storer, Quotas(QuotaConfig()), Signer(), max_age=timedelta(0))
         with pytest.raises(DeadlineExceededError):

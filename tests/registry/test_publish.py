@@ -16,6 +16,7 @@ from atelier.client import RegistryClient
 from atelier.errors import DataLossError, InvalidArgumentError, NotFoundError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from atelier.rpc.scopes import PUBLISHER
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
 from services.registry.storing import BLOBS_PREFIX
@@ -34,14 +35,19 @@ def fox(registry: RegistryClient) -> pb.Adapter:
 
 def test_published_files_come_back_byte_for_byte(registry: RegistryClient, tenant: str, tmp_path: Path) -> None:
     files = adapter_files(weights_bytes=5_000_000)
-    published = registry.publish("fox", version(source_job=f"tenants/{tenant}/jobs/j1"), files)
+    published = registry.publish("fox", version(), files)
     assert published.name == f"tenants/{tenant}/adapters/fox/versions/1"
-    assert published.source_job == f"tenants/{tenant}/jobs/j1"
     assert [file.path for file in published.files] == sorted(files)
     assert dict(published.metrics) == {"clip_i": 0.875, "clip_t": 0.25}
     assert registry.resolve("fox") == published
     registry.pull(published, tmp_path)
     assert {path: (tmp_path / path).read_bytes() for path in files} == files
+
+
+def test_job_is_named_by_its_own_credential(registry_server: RegistryServer, tenant: str) -> None:
+    with registry_server.connect(tenant, PUBLISHER, subject="jobs/j1") as connection:
+        published = RegistryClient(connection).publish("fox", version(source_job="tenants/-/jobs/j1"), adapter_files())
+    assert published.source_job == f"tenants/{tenant}/jobs/j1"
 
 
 def test_each_version_gets_the_next_number_and_becomes_the_latest(registry: RegistryClient, fox: pb.Adapter) -> None:

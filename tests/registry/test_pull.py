@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atelier.client import RegistryClient
-from atelier.errors import DataLossError
+from atelier.errors import DataLossError, FailedPreconditionError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.storage.blobs import BlobStore
@@ -63,6 +63,26 @@ def test_a_path_that_leads_out_of_the_folder_is_not_followed(
     with pytest.raises(DataLossError, match="nothing is written"):
         registry.pull(lying, tmp_path / "inside")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_through_a_symbolic_link(registry: RegistryClient, tmp_path: Path) -> None:
+    files = adapter_files()
+    published = registry.publish("fox", version(), {**files, "samples/1.json": b"{}"})
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    for each in (elsewhere, folder):
+        each.mkdir()
+    (elsewhere / "file").write_bytes(b"somebody's")
+    for name in (WEIGHTS, f"{WEIGHTS}.part"):
+        (folder / name).symlink_to(elsewhere / "file")
+    (folder / "samples").symlink_to(elsewhere)
+    with pytest.raises(FailedPreconditionError) as caught:
+        registry.pull(published, folder)
+    assert caught.value.reason == "SYMBOLIC_LINK"
+    (folder / "samples").unlink()
+    registry.pull(published, folder)
+    assert (folder / WEIGHTS).read_bytes() == files[WEIGHTS]
+    assert not (folder / WEIGHTS).is_symlink()
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {"file": b"somebody's"}
 
 
 def test_files_on_disk_are_the_same_version_as_their_bytes(registry: RegistryClient, tmp_path: Path) -> None:

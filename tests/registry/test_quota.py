@@ -19,6 +19,7 @@ from atelier.rpc.scopes import OPERATOR
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
 from services.registry.storing import BLOBS_PREFIX
+from services.registry.upload_rows import MAX_OPEN_UPLOADS
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import BUCKET, OPERATOR_TENANT, RegistryServer
 from tests.registry.lifecycle import delete_fox
@@ -120,6 +121,40 @@ def test_uploads_at_once_do_not_get_past_a_limit_together(
     assert registry.tenant().stored_bytes == SIZE + WEIGHTS_SIZE
     stored = sum(registry_blobs.size_bytes(key) or 0 for key in set(registry_blobs.keys(BLOBS_PREFIX)) - objects)
     assert stored <= SIZE + WEIGHTS_SIZE, "what was stored for nothing is deleted"
+
+
+def test_open_uploads_stay_within_the_bytes_that_may_be_stored(
+    registry: RegistryClient, registry_server: RegistryServer, maintenance: MaintenanceClient, tenant: str
+) -> None:
+    maintenance.set_quota(tenant, max_stored_bytes=SIZE + WEIGHTS_SIZE, max_versions=0)
+    first = registry.create_upload("fox", version(), FILES)
+
+    def begin(index: int) -> str:
+        """What an upload is refused for; nothing when it is begun."""
+        with registry_server.connect(tenant) as connection:
+            try:
+                RegistryClient(connection).create_upload("fox", version(), {WEIGHTS: adapter_files(index)[WEIGHTS]})
+            except ResourceExhaustedError as error:
+                return error.reason
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(begin, range(1, 5))) == ["", *["QUOTA_EXCEEDED"] * 3]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        registry.create_upload("fox", version(), adapter_files(1))
+    assert (caught.value.metadata["used"], caught.value.metadata["wanted"]) == (str(SIZE + WEIGHTS_SIZE), str(SIZE))
+    registry.delete_upload(first.name)
+    assert begin(5) == "", "what was given up counts no more"
+    registry.publish("fox", version(), FILES)
+
+
+def test_open_uploads_are_so_many_and_no_more(registry: RegistryClient) -> None:
+    begun = [registry.create_upload("fox", version(), FILES) for _ in range(MAX_OPEN_UPLOADS)]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        registry.create_upload("fox", version(), FILES)
+    assert caught.value.reason == "TOO_MANY_UPLOADS"
+    registry.delete_upload(begun[0].name)
+    registry.create_upload("fox", version(), FILES)
 
 
 def test_defaults_are_the_servers_and_a_tenants_own_come_before_them(

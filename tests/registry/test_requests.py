@@ -1,14 +1,16 @@
-"""Every mutating RPC of RegistryService: a retry with its `request_id` is safe, and `validate_only` changes nothing.
+"""Every mutating RPC that has a `request_id`: a retry with it is safe, and `validate_only` changes nothing.
 
-Those that stream bytes are tested with what they publish; here are all others.
+Those about bytes are tested with what they publish; here are all others, the operators' too. That an RPC has one, or
+why not, is tested in tests/rpc/test_protos.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -16,21 +18,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from atelier.client import Connection, RegistryClient
-from atelier.errors import AtelierError, FailedPreconditionError, InvalidArgumentError
+from atelier.client import BaseModelClient, Connection, RegistryClient
+from atelier.errors import AtelierError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from atelier.pb.common.v1.common_pb2 import BaseModel
 from atelier.pb.registry.v1 import registry_pb2 as pb
+from atelier.pb.registry.v1.base_models_pb2 import BaseModelDescription, RegisterBaseModelRequest
+from atelier.pb.registry.v1.maintenance_pb2 import Quota, UpdateQuotaRequest
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.call import Call, set_call
-from atelier.rpc.scopes import READER, required_scope
+from atelier.rpc.scopes import ADMIN, OPERATOR
 from atelier.rpc.status import translated_errors
 from atelier.storage.database import Database, utc_now
 from atelier.storage.requests import forget_old, perform
 from services.registry.main import MIGRATIONS
 from services.registry.tables import Request
+from tests.harness.calls import REGISTRY, fields_of, methods
+from tests.harness.files import fake_base
+from tests.harness.registry import RegistryServer
 from tests.registry.lifecycle import delete_version, fox_alias, fox_version, publish_foxes
 from tests.registry.uploads import OWN_FOX
 
@@ -38,8 +46,8 @@ OWN = "tenants/-"
 GONE = f"{OWN}/adapters/gone"
 RACERS = 8
 ROUNDS = 10
-SERVICE = pb.DESCRIPTOR.services_by_name["RegistryService"]
-Work = Callable[[RegistryServiceStub], object]
+METHODS = {method.input_type: method for method in methods(REGISTRY)}
+Look = Callable[[], list[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +55,7 @@ class Case:
     """A mutating request.
 
     The tenant has an adapter `fox` with versions 1 to 4, of which 4 is deleted and `prod` points at 1, and a deleted
-    adapter `gone`.
+    adapter `gone`. The tenant's caller is the operator too.
     """
 
     request: Any
@@ -56,8 +64,8 @@ class Case:
     """Fails."""
     reason: str
     """Why."""
-    meanwhile: Work
-    """Changes what `request` changed."""
+    meanwhile: Message
+    """A request that changes what `request` changed."""
 
     @property
     def method(self) -> str:
@@ -65,10 +73,9 @@ class Case:
         return self.request.DESCRIPTOR.name.removesuffix("Request")
 
 
-def write_description(adapter: str) -> Work:
+def write_description(adapter: str) -> pb.UpdateAdapterRequest:
     """Describes an adapter otherwise."""
-    changed = pb.Adapter(name=f"{OWN}/adapters/{adapter}", description="meanwhile")
-    return lambda stub: stub.UpdateAdapter(pb.UpdateAdapterRequest(adapter=changed))
+    return pb.UpdateAdapterRequest(adapter=pb.Adapter(name=f"{OWN}/adapters/{adapter}", description="meanwhile"))
 
 
 def move_alias(number: int, *, alias: str = "prod") -> pb.UpdateAliasRequest:
@@ -94,52 +101,104 @@ CASES = [
         request=pb.DeleteAdapterRequest(name=OWN_FOX, force=True),
         wrong=pb.DeleteAdapterRequest(name=OWN_FOX),
         reason="ADAPTER_HAS_VERSIONS",
-        meanwhile=lambda stub: stub.UndeleteAdapter(pb.UndeleteAdapterRequest(name=OWN_FOX)),
+        meanwhile=pb.UndeleteAdapterRequest(name=OWN_FOX),
     ),
     Case(
         request=pb.UndeleteAdapterRequest(name=GONE),
         wrong=pb.UndeleteAdapterRequest(name=OWN_FOX),
         reason="ADAPTER_NOT_DELETED",
-        meanwhile=lambda stub: stub.DeleteAdapter(pb.DeleteAdapterRequest(name=GONE)),
+        meanwhile=pb.DeleteAdapterRequest(name=GONE),
     ),
     Case(
         request=pb.DeleteVersionRequest(name=fox_version(2)),
         wrong=pb.DeleteVersionRequest(name=fox_version(1)),
         reason="VERSION_ALIASED",
-        meanwhile=lambda stub: stub.UndeleteVersion(pb.UndeleteVersionRequest(name=fox_version(2))),
+        meanwhile=pb.UndeleteVersionRequest(name=fox_version(2)),
     ),
     Case(
         request=pb.UndeleteVersionRequest(name=fox_version(4)),
         wrong=pb.UndeleteVersionRequest(name=fox_version(3)),
         reason="VERSION_NOT_DELETED",
-        meanwhile=lambda stub: stub.DeleteVersion(pb.DeleteVersionRequest(name=fox_version(4))),
+        meanwhile=pb.DeleteVersionRequest(name=fox_version(4)),
     ),
     Case(
         request=pb.PurgeDeletedRequest(parent=OWN),
         wrong=pb.PurgeDeletedRequest(parent=f"{OWN}/adapters/nobody"),
         reason="ADAPTER_NOT_FOUND",
-        meanwhile=lambda stub: stub.DeleteVersion(pb.DeleteVersionRequest(name=fox_version(3))),
+        meanwhile=pb.DeleteVersionRequest(name=fox_version(3)),
     ),
     Case(
         request=pb.ApplyRetentionRequest(parent=OWN_FOX, policy=pb.RetentionPolicy(keep_last=1)),
         wrong=pb.ApplyRetentionRequest(parent=GONE),
         reason="ADAPTER_DELETED",
-        meanwhile=lambda stub: stub.UndeleteVersion(pb.UndeleteVersionRequest(name=fox_version(2))),
+        meanwhile=pb.UndeleteVersionRequest(name=fox_version(2)),
     ),
     Case(
         request=move_alias(2),
         wrong=move_alias(4),
         reason="VERSION_DELETED",
-        meanwhile=lambda stub: stub.UpdateAlias(move_alias(3)),
+        meanwhile=move_alias(3),
     ),
     Case(
         request=pb.DeleteAliasRequest(name=fox_alias("prod")),
         wrong=pb.DeleteAliasRequest(name=fox_alias("best")),
         reason="ALIAS_NOT_FOUND",
-        meanwhile=lambda stub: stub.UpdateAlias(move_alias(2)),
+        meanwhile=move_alias(2),
     ),
 ]
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+
+
+def base_of(tenant: str) -> BaseModelDescription:
+    """A base model that only this tenant tells of."""
+    base = fake_base()
+    base.base_model.CopyFrom(BaseModel(model="a-sd", digest=f"sha256:{hashlib.sha256(tenant.encode()).hexdigest()}"))
+    return base
+
+
+def changed_base() -> BaseModelDescription:
+    """The base model that the registry knows, with other layers."""
+    base = fake_base()
+    del base.components[0].layers[0]
+    return base
+
+
+def set_quota(tenant: str, **limits: int) -> UpdateQuotaRequest:
+    """Sets what a tenant may store."""
+    return UpdateQuotaRequest(quota=Quota(name=f"quotas/{tenant}", **limits))
+
+
+def operator_cases(tenant: str) -> list[Case]:
+    """What an operator does, for one tenant alone: all others would see it."""
+    return [
+        Case(
+            request=set_quota(tenant, max_versions=10),
+            wrong=set_quota(tenant, max_versions=-1),
+            reason="INVALID_ARGUMENT",
+            meanwhile=set_quota(tenant, max_versions=20),
+        ),
+        Case(
+            request=RegisterBaseModelRequest(base_model=base_of(tenant)),
+            wrong=RegisterBaseModelRequest(base_model=changed_base()),
+            reason="BASE_MODEL_DIFFERS",
+            meanwhile=write_description("fox"),  # nothing changes a base model
+        ),
+    ]
+
+
+METHODS_WITH_CASES = [case.method for case in [*CASES, *operator_cases("t")]]
+
+
+@pytest.fixture(params=METHODS_WITH_CASES)
+def case(request: pytest.FixtureRequest, tenant: str) -> Case:
+    """Each case in turn."""
+    return next(case for case in [*CASES, *operator_cases(tenant)] if case.method == request.param)
+
+
+@pytest.fixture
+def registry_connection(registry_server: RegistryServer, tenant: str) -> Iterator[Connection]:
+    """The test's tenant, as its administrator and the operator."""
+    with registry_server.connect(tenant, ADMIN, OPERATOR) as connection:
+        yield connection
 
 
 @pytest.fixture(autouse=True)
@@ -152,9 +211,23 @@ def state(registry: RegistryClient, registry_stub: RegistryServiceStub) -> None:
     registry_stub.DeleteAdapter(pb.DeleteAdapterRequest(name=GONE))
 
 
-def everything(stub: RegistryServiceStub) -> list[Any]:
-    """All that the tenant has."""
-    found = [
+@pytest.fixture
+def everything(registry_connection: Connection, tenant: str) -> Look:
+    """Finds all that the tenant has, and what operators have said for it."""
+    stub, operator = RegistryServiceStub(registry_connection.channel), BaseModelClient(registry_connection)
+
+    def look() -> list[Any]:
+        found = look_at_tenant(stub)
+        with contextlib.suppress(NotFoundError):
+            found.append(operator.base_model(base_of(tenant).base_model.digest))
+        return found
+
+    return look
+
+
+def look_at_tenant(stub: RegistryServiceStub) -> list[Any]:
+    """All that the tenant has, and its quota."""
+    found: list[Any] = [
         stub.GetTenant(pb.GetTenantRequest(name=OWN)),
         stub.ListAdapters(pb.ListAdaptersRequest(parent=OWN, show_deleted=True)),
         stub.ListVersions(pb.ListVersionsRequest(parent=f"{OWN}/adapters/-", show_deleted=True)),
@@ -167,29 +240,29 @@ def everything(stub: RegistryServiceStub) -> list[Any]:
 
 def send(connection: Connection, request: Any, **fields: Any) -> bytes:
     """Sends a request with these fields changed; the answer as it came."""
-    method = request.DESCRIPTOR.name.removesuffix("Request")
+    method = METHODS[request.DESCRIPTOR]
     changed = type(request)()
     changed.MergeFrom(request)
     for field, value in fields.items():
         setattr(changed, field, value)
     with translated_errors():
-        return connection.channel.unary_unary(f"/{SERVICE.full_name}/{method}")(changed.SerializeToString())
+        return connection.channel.unary_unary(f"/{method.containing_service.full_name}/{method.name}")(
+            changed.SerializeToString()
+        )
 
 
-@each_case
 def test_retry_answers_the_same_bytes_whatever_has_happened_since(
-    registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case
+    registry_connection: Connection, everything: Look, case: Case
 ) -> None:
     request_id = str(uuid.uuid4())
     first = send(registry_connection, case.request, request_id=request_id)
-    case.meanwhile(registry_stub)
-    before = everything(registry_stub)
+    send(registry_connection, case.meanwhile)
+    before = everything()
     for _ in range(3):
         assert send(registry_connection, case.request, request_id=request_id) == first
-    assert everything(registry_stub) == before
+    assert everything() == before
 
 
-@each_case
 def test_retries_at_the_same_time_are_one_request(registry_connection: Connection, case: Case) -> None:
     request_id = str(uuid.uuid4())
     with ThreadPoolExecutor(RACERS) as pool:
@@ -197,60 +270,58 @@ def test_retries_at_the_same_time_are_one_request(registry_connection: Connectio
         assert len({attempt.result() for attempt in attempts}) == 1
 
 
-@each_case
 def test_request_id_of_another_request_is_refused(
-    registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case
+    registry_connection: Connection, everything: Look, case: Case
 ) -> None:
     request_id = str(uuid.uuid4())
     send(registry_connection, case.request, request_id=request_id)
-    before = everything(registry_stub)
+    before = everything()
     other_method = next(other.request for other in CASES if other.method != case.method)
     for other in (case.wrong, other_method):
         with pytest.raises(InvalidArgumentError) as caught:
             send(registry_connection, other, request_id=request_id)
         assert (caught.value.reason, caught.value.violations[0].field) == ("REQUEST_ID_REUSED", "request_id")
-    assert everything(registry_stub) == before
+    assert everything() == before
 
 
-@each_case
 @pytest.mark.parametrize("request_id", ["again", "0" * 32, str(uuid.UUID(int=0)) + "0"])
 def test_request_id_must_be_a_uuid(
-    registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case, request_id: str
+    registry_connection: Connection, everything: Look, case: Case, request_id: str
 ) -> None:
-    before = everything(registry_stub)
+    before = everything()
     with pytest.raises(InvalidArgumentError) as caught:
         send(registry_connection, case.request, request_id=request_id)
     assert caught.value.violations[0].field == "request_id"
-    assert everything(registry_stub) == before
+    assert everything() == before
 
 
-@each_case
 @pytest.mark.parametrize("request_id", ["", str(uuid.UUID(int=1))], ids=["without-id", "with-id"])
 def test_validate_only_changes_nothing(
-    registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case, request_id: str
+    registry_connection: Connection, everything: Look, case: Case, request_id: str
 ) -> None:
-    before = everything(registry_stub)
+    before = everything()
     send(registry_connection, case.request, request_id=request_id, validate_only=True)
-    assert everything(registry_stub) == before
+    assert everything() == before
     send(registry_connection, case.request, request_id=request_id)
-    assert everything(registry_stub) != before
+    assert everything() != before
 
 
-@each_case
 @pytest.mark.parametrize("validate_only", [True, False])
 def test_what_is_refused_is_refused_alike_and_not_remembered(
-    registry_connection: Connection, registry_stub: RegistryServiceStub, case: Case, validate_only: bool
+    registry_connection: Connection, everything: Look, case: Case, validate_only: bool
 ) -> None:
-    before, request_id = everything(registry_stub), str(uuid.uuid4())
+    before, request_id = everything(), str(uuid.uuid4())
     for _ in range(2):
         with pytest.raises(AtelierError) as caught:
             send(registry_connection, case.wrong, request_id=request_id, validate_only=validate_only)
         assert caught.value.reason == case.reason
-    assert everything(registry_stub) == before
+    assert everything() == before
     send(registry_connection, case.request, request_id=request_id)
 
 
-def test_request_ids_of_two_tenants_are_two(registry_server: Any, registry_connection: Connection, tenant: str) -> None:
+def test_request_ids_of_two_tenants_are_two(
+    registry_server: RegistryServer, registry_connection: Connection, tenant: str
+) -> None:
     request, request_id = CASES[0].request, str(uuid.uuid4())
     with registry_server.connect(f"{tenant}-2") as stranger:
         theirs, ours = (send(each, request, request_id=request_id) for each in (stranger, registry_connection))
@@ -304,21 +375,9 @@ def test_old_answers_are_forgotten(database_url: str) -> None:
     database.close()
 
 
-def fields_of(method: MethodDescriptor) -> set[str]:
-    """The fields of a method's request: of a stream, of the spec that begins it."""
-    fields = method.input_type.fields_by_name
-    if "spec" in fields and fields["spec"].message_type:
-        fields = fields["spec"].message_type.fields_by_name
-    return set(fields)
-
-
-def test_every_mutating_rpc_can_be_retried_and_tried_out() -> None:
-    mutating = {
-        method.name: fields_of(method)
-        for method in SERVICE.methods
-        if required_scope(method.full_name) != READER and not method.name.startswith("Get")
+def test_every_rpc_with_a_request_id_is_tried() -> None:
+    with_request_id = {
+        method.name for method in methods(REGISTRY) if {"request_id", "validate_only"} <= fields_of(method)
     }
-    careless = {name for name, fields in mutating.items() if not {"request_id", "validate_only"} <= fields}
-    assert careless == {"WriteUpload"}  # safe to retry by its offset
-    with_bytes = {"PublishVersion", "ImportVersion", "CreateUpload", "CompleteUpload", "DeleteUpload"}
-    assert mutating.keys() - careless - with_bytes == {case.method for case in CASES}
+    about_bytes = {"PublishVersion", "ImportVersion", "CreateUpload", "CompleteUpload", "DeleteUpload"}
+    assert with_request_id - about_bytes == set(METHODS_WITH_CASES)

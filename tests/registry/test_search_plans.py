@@ -16,7 +16,7 @@ from atelier.rpc.call import Call, set_call
 from atelier.storage.database import Database
 from services.registry import search
 from services.registry.main import MIGRATIONS
-from services.registry.tables import AdapterRow, MetricRow, TagRow, TriggerWordRow, VersionRow
+from services.registry.tables import AdapterRow, FileRow, MetricRow, TagRow, TriggerWordRow, VersionRow
 
 TENANT = "acme"
 COUNT = search.FEW + 100
@@ -40,6 +40,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         session.bulk_insert_mappings(MetricRow, [{**key, "name": "clip_i", "value": 1.0} for key in own])
         session.bulk_insert_mappings(TriggerWordRow, [{**key, "word": "sks"} for key in own])
         session.add_all(TriggerWordRow(**key, word="rare") for key in own[:3])
+        session.add(AdapterRow(tenant=TENANT, adapter_id="owl", description=""))
+        own = [{"tenant": TENANT, "adapter_id": "owl", "number": number} for number in range(1, 26)]
+        session.bulk_insert_mappings(VersionRow, [{**key, **rest, "base_model": "y"} for key in own])
+        files = [{"path": f"{index}.json", "size_bytes": 1, "sha256": "x"} for index in range(999)]
+        session.bulk_insert_mappings(FileRow, [{**key, **file} for key in own for file in files])
     with database.transaction(read_only=True) as session:
         set_call(Call(tenant=TENANT, subject="test", correlation_id="test"))
         yield session
@@ -103,3 +108,18 @@ def test_postgresql_orders_text_as_sqlite_does(postgres: Postgres) -> None:
     with database.transaction(read_only=True) as session:
         assert session.execute(text(query)).all() == [("alembic_version", "version_num")]
     database.close()
+
+
+def test_page_ends_where_its_versions_have_too_many_files(session: Session) -> None:
+    """Which is 21 versions of 999 files; the pages are in descending order of number."""
+    lengths, numbers, request = [], [], pb.ListVersionsRequest(parent="tenants/-/adapters/owl", page_size=1000)
+    while True:
+        page = search.list_versions(session, request)
+        session.expunge_all()
+        lengths.append(len(page.versions))
+        numbers += [int(each.name.rsplit("/", 1)[1]) for each in page.versions]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert lengths == [20, 5]
+    assert numbers == list(range(25, 0, -1))

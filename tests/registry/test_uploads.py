@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from atelier.client import RegistryClient
@@ -24,8 +25,10 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
+from services.registry.content_tables import UploadRow
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import RegistryServer
+from tests.registry.store import rows_of
 from tests.registry.uploads import OWN_FOX, declared
 
 MIB = 2**20
@@ -89,6 +92,12 @@ def complete(stub: RegistryServiceStub, upload: pb.Upload, **fields: Any) -> pb.
     """Publishes an upload."""
     with translated_errors():
         return stub.CompleteUpload(pb.CompleteUploadRequest(name=upload.name, **fields))
+
+
+def result_of(call: grpc.Future) -> pb.Version:
+    """What a call that completes an upload ends with."""
+    with translated_errors():
+        return call.result(timeout=60)
 
 
 def objects(blobs: BlobStore, upload: pb.Upload) -> list[str]:
@@ -265,6 +274,8 @@ def test_wrong_file_is_dropped_and_may_be_sent_again(
     wrong[-1] ^= 1
     write_all(registry_stub, upload, without=WEIGHTS)
     write(registry_stub, upload, WEIGHTS, bytes(wrong))
+    refused(InvalidArgumentError, "CHECKSUM_MISMATCH", lambda: complete(registry_stub, upload, validate_only=True))
+    assert received(registry_stub, upload)[WEIGHTS] == len(wrong), "a check alone drops nothing"
     error = refused(InvalidArgumentError, "CHECKSUM_MISMATCH", lambda: complete(registry_stub, upload))
     assert "again" in error.message
     expected = {path: 0 if path == WEIGHTS else len(content) for path, content in FILES.items()}
@@ -287,9 +298,10 @@ def test_part_that_the_store_has_lost_is_sent_again(
 
 
 def test_completing_again_with_the_same_request_id_is_the_same_version(
-    registry: RegistryClient, registry_stub: RegistryServiceStub, upload: pb.Upload
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, upload: pb.Upload
 ) -> None:
     write_all(registry_stub, upload)
+    count = registry_server.metrics()["atelier_registry_published_versions_total"]
     request_id = str(uuid.uuid4())
     checked = complete(registry_stub, upload, request_id=request_id, validate_only=True)
     assert registry.adapter("fox").latest_version == ""
@@ -297,7 +309,35 @@ def test_completing_again_with_the_same_request_id_is_the_same_version(
     assert published.digest == checked.digest
     assert complete(registry_stub, upload, request_id=request_id) == published
     assert [each.name for each in registry.versions("fox")] == [published.name]
+    assert registry_server.metrics()["atelier_registry_published_versions_total"] == count + 1
     refused(NotFoundError, "UPLOAD_NOT_FOUND", lambda: complete(registry_stub, upload))
+
+
+def test_upload_that_is_being_completed_is_busy_for_others(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, upload: pb.Upload
+) -> None:
+    write_all(registry_stub, upload)
+    _, tenant, _, upload_id = upload.name.split("/")
+    with rows_of(registry_server) as session:  # nobody can commit until its end
+        session.get_one(UploadRow, (tenant, upload_id), with_for_update=True)
+        calls = [registry_stub.CompleteUpload.future(pb.CompleteUploadRequest(name=upload.name)) for _ in range(2)]
+        wait_until(lambda: any(call.done() for call in calls), timeout_seconds=30, what="one call has ended")
+        loser, winner = sorted(calls, key=lambda call: not call.done())
+        refused(AbortedError, "UPLOAD_BUSY", lambda: result_of(loser))
+        assert not winner.done()
+    assert result_of(winner).name.endswith("/versions/1")
+    assert len(list(registry.versions("fox"))) == 1
+
+
+def test_retry_of_a_call_that_goes_on_gets_its_answer(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, upload: pb.Upload
+) -> None:
+    write_all(registry_stub, upload)
+    request = pb.CompleteUploadRequest(name=upload.name, request_id=str(uuid.uuid4()))
+    calls = [registry_stub.CompleteUpload.future(request) for _ in range(3)]
+    versions = [result_of(call) for call in calls]
+    assert versions == versions[:1] * 3
+    assert list(registry.versions("fox")) == versions[:1]
 
 
 def test_upload_that_is_completed_twice_at_once_is_published_once(

@@ -16,6 +16,7 @@ from atelier.client import RegistryClient
 from atelier.diffusion.safetensors_header import ITEM_BYTES
 from atelier.errors import InvalidArgumentError
 from atelier.pb.registry.v1 import registry_pb2 as pb
+from tests.fuzz.checking import verdict
 from tests.harness.files import WEIGHTS, WORDS, adapter_files, fake_base, layer_shapes, low_rank, safetensors, version
 from tests.harness.registry import RegistryServer
 
@@ -238,6 +239,42 @@ def test_other_metadata_is_refused_by_name(registry: RegistryClient) -> None:
     contents = _with_metadata(format="pt", ss_dataset_dirs="/home/alice/photos")
     error = _refused(registry, {WEIGHTS: contents}, "METADATA_REFUSED", "'ss_dataset_dirs'")
     assert "alice" not in error.message
+
+
+def test_more_than_the_libraries_own_words_in_their_metadata_is_refused(registry: RegistryClient) -> None:
+    config = json.dumps({"unet.r": 2, "unet.lora_alpha": 2, "author": "/home/alice"})
+    contents = _with_metadata(lora_adapter_metadata=config)
+    error = _refused(registry, {WEIGHTS: contents}, "METADATA_REFUSED", "'lora_adapter_metadata'")
+    assert "alice" not in error.message
+
+
+def test_what_diffusers_writes_today_is_accepted(
+    registry: RegistryClient, registry_server: RegistryServer, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    from atelier.diffusion.base_layers import describe_base
+    from tests.harness.families import tiny_stable_diffusion
+
+    folder = tiny_stable_diffusion(tmp_path / "sd")
+    base = registry_server.register(describe_base(folder, "tiny"))
+    unet = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).unet
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=["to_q", "to_out.0"]))
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+    )
+    contents = (tmp_path / WEIGHTS).read_bytes()
+    assert b"target_modules" in contents
+    (summary,) = publish(registry, {WEIGHTS: contents}, base_model=base.base_model).weights
+    assert (summary.component, summary.max_rank) == ("unet", 2)
+    unet.save_lora_adapter(tmp_path / "unet")
+    contents = (tmp_path / "unet" / WEIGHTS).read_bytes()
+    assert b"target_modules" in contents
+    assert verdict(WEIGHTS, contents) is None
 
 
 @pytest.mark.parametrize("path", ["other.safetensors", "lora.safetensors", "a/b/c.safetensors"])

@@ -70,6 +70,7 @@ def test_issued_token_stands_for_its_tenant_subject_and_scopes() -> None:
     [
         *("", "x", "a.b.c", signed(key=b"o" * 64), signed(algorithm="HS512"), signed(iss="somebody")),
         *(signed(tenant=None), signed(tenant="-"), signed(tenant="A/b"), signed(tenant=7), signed(sub=None)),
+        *(signed(sub=""), signed(sub="x" * 256), signed(sub="a\nb")),
         *(signed(exp=None), signed(exp=time.time() - 5)),
         *(signed(scopes=None), signed(scopes="READER"), signed(scopes=["reader"]), signed(scopes=[1])),
         *(signed(scopes=7), signed(scopes=["UNSPECIFIED"])),

@@ -75,7 +75,7 @@ def caller(provider: IdentityProvider) -> Iterator[Caller]:
 
 
 def test_token_says_tenant_subject_and_scopes(caller: Caller, provider: IdentityProvider) -> None:
-    assert caller.verify(provider.token()) == Identity(tenant="acme", subject="ann", scopes=frozenset({TRAINER}))
+    assert caller.verify(provider.token()) == Identity(tenant="acme", subject="oidc:ann", scopes=frozenset({TRAINER}))
 
 
 def test_keys_on_a_curve_are_taken(caller: Caller, provider: IdentityProvider) -> None:
@@ -114,6 +114,8 @@ def test_claims_are_found_where_the_configuration_says(provider: IdentityProvide
         ({"aud": None}, "TOKEN_INVALID"),
         ({"iss": "https://somebody.example"}, "TOKEN_INVALID"),
         ({"sub": None}, "TOKEN_INVALID"),
+        ({"sub": "x" * 251}, "TOKEN_INVALID"),
+        ({"sub": "a\0b"}, "TOKEN_INVALID"),
         ({"exp": None}, "TOKEN_INVALID"),
         ({"exp": 1_000_000_000}, "TOKEN_EXPIRED"),
         ({"nbf": 2**32}, "TOKEN_INVALID"),
@@ -251,7 +253,7 @@ def test_provider_that_hangs_holds_up_no_other_credential() -> None:
     assert (identity.tenant, done) == ("acme", False)
 
 
-@pytest.mark.parametrize("url", ["http://login.example", "ftp://login.example", "file:///etc/passwd", "login.example"])
+@pytest.mark.parametrize("url", ["http://login.example", "ftp://login.example", "file:///etc/passwd", "login.example", "http://localhost:80@login.example/x"])
 @pytest.mark.parametrize("field", ["issuer", "jwks_uri"])
 def test_keys_come_over_protected_ways_only(field: str, url: str) -> None:
     fields = {"issuer": "https://login.example", "audience": AUDIENCE, field: url}

@@ -136,6 +136,22 @@ def test_every_error_of_the_tree_arrives_as_itself(serve: Serve, kind: type[erro
     assert getattr(received, "violations", None) == getattr(raised, "violations", None)
 
 
+@pytest.mark.parametrize("character", ["x", "–"])
+def test_error_that_is_too_long_for_headers_arrives_as_its_beginning(serve: Serve, character: str) -> None:
+    text = 10_000 * character
+
+    def handler(request: object, context: object) -> pb.Tenant:
+        raise errors.InvalidArgumentError("a.b", text, reason="SOME_REASON", metadata={"k": text})
+
+    with pytest.raises(errors.InvalidArgumentError) as caught, translated_errors():
+        call(serve({"GetTenant": handler}), "GetTenant")
+    received = caught.value
+    assert (received.reason, received.violations[0].field) == ("SOME_REASON", "a.b")
+    for part in (received.violations[0].description, received.metadata["k"]):
+        assert part == len(part[:-1]) * character + "…"
+        assert len(part) > 100
+
+
 @pytest.mark.parametrize(
     ("method", "handler"),
     [("GetTenant", wait_for_ever), ("PublishVersion", wait_for_ever), ("DownloadFile", wait_for_ever_in_a_stream)],

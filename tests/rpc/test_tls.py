@@ -137,6 +137,28 @@ def test_certificates_are_renewed_under_traffic(serve: Serve, site: Site, tmp_pa
     assert failures == []
 
 
+def test_authority_of_clients_is_replaced_without_a_restart(serve: Serve, site: Site, tmp_path: Path) -> None:
+    """Who has a certificate of the first authority gets in no more; who is connected already stays."""
+    client_ca_file = tmp_path / "clients.pem"
+    shutil.copy(site.authority.file, client_ca_file)
+    tls = ServerTls(
+        certificate_file=site.server.certificate_file, key_file=site.server.key_file, client_ca_file=client_ca_file
+    )
+    server = serve({"GetTenant": tenant_of}, tls=tls)
+    old, new = site.client_files("old"), other_authority(tmp_path)
+    new_certificate, new_key = new.issue("new")
+    old_tls = ClientTls(ca_file=site.authority.file, **old)
+    with Connection(server.address, site.token, tls=old_tls) as connection:
+        assert RegistryClient(connection).tenant().name == "acme"
+        with pytest.raises(UnavailableError):
+            site.ask(server.address, certificate_file=new_certificate, key_file=new_key)
+        client_ca_file.write_bytes(new.file.read_bytes())
+        assert site.ask(server.address, certificate_file=new_certificate, key_file=new_key) == "acme"
+        with pytest.raises(UnavailableError):
+            site.ask(server.address, **old)
+        assert RegistryClient(connection).tenant().name == "acme"
+
+
 def test_files_that_do_not_fit_together_leave_the_earlier_ones_in_use(serve: Serve, site: Site, tmp_path: Path) -> None:
     server = serve({"GetTenant": tenant_of}, tls=site.server)
     new = other_authority(tmp_path)

@@ -1,4 +1,4 @@
-"""What a worker publishes, at a real registry: once for each job, for base models that it may have to tell of first."""
+"""What a worker publishes, at a real registry: once for each job, for base models that the trainer has told of."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 from atelier.client import BaseModelClient, RegistryClient
 from atelier.client.connection import Endpoint
 from atelier.diffusion.base_layers import describe_base
-from atelier.errors import FailedPreconditionError, NotFoundError
+from atelier.errors import FailedPreconditionError, NotFoundError, PermissionDeniedError, UnavailableError
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from atelier.rpc.scopes import OPERATOR, PUBLISHER
+from atelier.rpc.identity import TokenAuthority
+from atelier.rpc.scopes import PUBLISHER
+from services.trainer.base_models import BaseModels
 from services.trainer.publishing import publish
 from services.trainer.queue import AssignedConcept, Assignment
 from tests.harness.families import tiny_stable_diffusion
@@ -54,9 +56,15 @@ def assignment(base: Path, tenant: str) -> Assignment:
 
 
 @pytest.fixture
-def token(registry_server: RegistryServer, tenant: str) -> str:
+def token(registry_server: RegistryServer, assignment: Assignment) -> str:
     """What the scheduler gives a worker."""
-    return registry_server.token(tenant, PUBLISHER, OPERATOR)
+    return registry_server.token(assignment.tenant, PUBLISHER, subject=assignment.subject)
+
+
+@pytest.fixture
+def base_models(registry_server: RegistryServer, authority: TokenAuthority, base: Path) -> BaseModels:
+    """What the scheduler tells the registry with."""
+    return BaseModels(Endpoint(address=registry_server.address), authority, {"tiny": base})
 
 
 def files(base: Path, *, seed: int = 0) -> dict[str, bytes]:
@@ -65,46 +73,77 @@ def files(base: Path, *, seed: int = 0) -> dict[str, bytes]:
     return {WEIGHTS: safetensors(low_rank(attention, rank=2), seed=seed)}
 
 
-def test_an_unknown_base_model_is_told_of_first(
-    registry_server: RegistryServer, registry: RegistryClient, token: str, assignment: Assignment, base: Path
+def test_an_unknown_base_model_makes_the_job_wait_until_it_is_told_of(
+    registry_server: RegistryServer,
+    registry: RegistryClient,
+    base_models: BaseModels,
+    token: str,
+    assignment: Assignment,
+    base: Path,
 ) -> None:
+    endpoint = Endpoint(address=registry_server.address)
+    with pytest.raises(UnavailableError) as caught:
+        publish(endpoint, token, assignment, files(base), None)
+    assert caught.value.reason == "BASE_MODEL_UNKNOWN"
+    for _ in range(2):
+        base_models.tell(assignment)
     with registry_server.connect(assignment.tenant) as connection:
-        with pytest.raises(NotFoundError):
-            BaseModelClient(connection).base_model(assignment.base_digest)
-        name = publish(Endpoint(address=registry_server.address), token, assignment, base, files(base), None)
         assert BaseModelClient(connection).base_model(assignment.base_digest).base_model.model == "tiny"
+    name = publish(endpoint, token, assignment, files(base), None)
     version = registry.resolve("fox")
     assert (version.name, version.source_job, version.family) == (name, assignment.name, "stable-diffusion")
 
 
+def test_a_worker_may_not_tell_of_base_models(registry_server: RegistryServer, token: str, base: Path) -> None:
+    endpoint = Endpoint(address=registry_server.address)
+    with endpoint.connect(token) as connection, pytest.raises(PermissionDeniedError):
+        BaseModelClient(connection).register(describe_base(base, "tiny"))
+
+
 def test_a_job_that_is_tried_again_publishes_no_second_time(
-    registry_server: RegistryServer, registry: RegistryClient, token: str, assignment: Assignment, base: Path
+    base_models: BaseModels,
+    registry_server: RegistryServer,
+    registry: RegistryClient,
+    token: str,
+    assignment: Assignment,
+    base: Path,
 ) -> None:
     endpoint = Endpoint(address=registry_server.address)
-    first = publish(endpoint, token, assignment, base, files(base), None)
-    again = publish(endpoint, token, replace(assignment, attempt=2), base, files(base, seed=1), None)
+    base_models.tell(assignment)
+    first = publish(endpoint, token, assignment, files(base), None)
+    again = publish(endpoint, token, replace(assignment, attempt=2), files(base, seed=1), None)
     assert again == first
     other = replace(assignment, name=f"{assignment.name}-2")
-    assert publish(endpoint, token, other, base, files(base), None) != first
+    with pytest.raises(PermissionDeniedError):
+        publish(endpoint, token, other, files(base), None)
+    other_token = registry_server.token(other.tenant, PUBLISHER, subject=other.subject)
+    assert publish(endpoint, other_token, other, files(base), None) != first
     assert len(list(registry.versions("fox"))) == 2
 
 
 def test_what_was_deleted_is_not_published_again(
-    registry_server: RegistryServer, registry_stub: RegistryServiceStub, token: str, assignment: Assignment, base: Path
+    base_models: BaseModels,
+    registry_server: RegistryServer,
+    registry_stub: RegistryServiceStub,
+    token: str,
+    assignment: Assignment,
+    base: Path,
 ) -> None:
     """The id of the request stands for the job even where the version is not to be found any more."""
     endpoint = Endpoint(address=registry_server.address)
-    first = publish(endpoint, token, assignment, base, files(base), None)
+    base_models.tell(assignment)
+    first = publish(endpoint, token, assignment, files(base), None)
     registry_stub.DeleteVersion(pb.DeleteVersionRequest(name=first))
-    assert publish(endpoint, token, assignment, base, files(base), None) == first
+    assert publish(endpoint, token, assignment, files(base), None) == first
     assert not registry_stub.ListVersions(pb.ListVersionsRequest(parent="tenants/-/adapters/fox")).versions
 
 
 def test_a_base_model_that_has_changed_is_not_told_of(
-    registry_server: RegistryServer, token: str, assignment: Assignment, base: Path
+    registry_server: RegistryServer, base_models: BaseModels, assignment: Assignment, base: Path
 ) -> None:
-    weights = files(base)
     (base / "vae" / "config.json").write_text("{}")
     with pytest.raises(FailedPreconditionError) as caught:
-        publish(Endpoint(address=registry_server.address), token, assignment, base, weights, None)
+        base_models.tell(assignment)
     assert caught.value.reason == "BASE_MODEL_CHANGED"
+    with registry_server.connect(assignment.tenant) as connection, pytest.raises(NotFoundError):
+        BaseModelClient(connection).base_model(assignment.base_digest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -64,6 +66,18 @@ def make_due(database: Database) -> None:
 def test_a_claimed_job_is_claimed_once(queue: Queue) -> None:
     assert claim(queue).attempt == 1
     assert queue.claim() is None
+
+
+def test_of_trainers_that_claim_at_once_one_gets_the_job(database: Database) -> None:
+    barrier = threading.Barrier(8)
+
+    def claim_at_once(_: int) -> Assignment | None:
+        barrier.wait()
+        return Queue(database).claim()
+
+    with ThreadPoolExecutor(8) as threads:
+        claimed = [each for each in threads.map(claim_at_once, range(8)) if each is not None]
+    assert [each.attempt for each in claimed] == [1]
 
 
 def test_an_expired_lease_is_claimed_again_and_the_earlier_claim_is_void(queue: Queue, database: Database) -> None:

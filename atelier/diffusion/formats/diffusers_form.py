@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from atelier.diffusion.base_layers import name_in_files, name_in_model
-from atelier.diffusion.formats.low_rank import MAX_RANK, Shapes, Update, Updates, check_adapter, make_update
+from atelier.diffusion.formats.low_rank import MAX_SLOT_RANK, Shapes, Update, Updates, check_adapter, make_update
 from atelier.diffusion.formats.tensor_file import Array, TensorFile, encode_tensors
 from atelier.errors import InvalidArgumentError
 
@@ -52,7 +52,7 @@ def diffusers_tensors(updates: Mapping[str, Updates]) -> dict[str, Array]:
 
 
 def read_diffusers(
-    source: Path | bytes, shapes: Mapping[str, Shapes], *, max_rank: int = MAX_RANK, field: str = "adapter"
+    source: Path | bytes, shapes: Mapping[str, Shapes], *, max_rank: int = MAX_SLOT_RANK, field: str = "adapter"
 ) -> dict[str, dict[str, Update]]:
     """Reads an adapter for a base model.
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from atelier.diffusion.base_layers import name_in_files
-from atelier.diffusion.formats.low_rank import MAX_RANK, Shapes, Update, Updates, check_adapter, make_update
+from atelier.diffusion.formats.low_rank import MAX_SLOT_RANK, Shapes, Update, Updates, check_adapter, make_update
 from atelier.diffusion.formats.tensor_file import Array, TensorFile, encode_tensors
 from atelier.errors import InvalidArgumentError
 
@@ -68,7 +68,7 @@ def kohya_tensors(updates: Mapping[str, Updates], components: Collection[str]) -
 
 
 def read_kohya(
-    source: Path | bytes, shapes: Mapping[str, Shapes], *, max_rank: int = MAX_RANK, field: str = "adapter"
+    source: Path | bytes, shapes: Mapping[str, Shapes], *, max_rank: int = MAX_SLOT_RANK, field: str = "adapter"
 ) -> dict[str, dict[str, Update]]:
     """Reads a file as ComfyUI does: the names of all layers are flattened, and keys are looked up among them.
 

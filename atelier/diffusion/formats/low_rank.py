@@ -13,7 +13,8 @@ import numpy as np
 from atelier.diffusion.formats.tensor_file import Array
 from atelier.errors import InvalidArgumentError
 
-MAX_RANK = 128
+MAX_SLOT_RANK = 128
+"""Of what is loaded, unless the caller says otherwise: a slot of inference has room for it. More may be published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

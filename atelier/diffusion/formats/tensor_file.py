@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,8 +54,13 @@ def encode_tensors(tensors: Mapping[str, Array]) -> bytes:
 
 
 def save_tensors(tensors: Mapping[str, Array], path: Path) -> None:
-    """Writes the same to a file, without another copy of the numbers in memory."""
-    safetensors.numpy.save_file(_contiguous(tensors), path, metadata={"format": "pt"})
+    """Writes the same to a file, without another copy of the numbers in memory. OSError when the disk is full."""
+    try:
+        safetensors.numpy.save_file(_contiguous(tensors), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        if f"(os error {errno.ENOSPC})" in str(error):  # it tells no other way
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def _contiguous(tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from atelier.diffusion.adapter_file import FILE_NAME, write_adapter_file
 from atelier.diffusion.base import Base
 from atelier.diffusion.extraction import explained, extract_low_rank
 from atelier.diffusion.lowrank import LayerSelection
+from atelier.json_paths import find_absolute_path, without_absolute_paths
 from services.trainer.training.student import Student
 
 EXTRACTION_FOLDER = "lora"
@@ -70,6 +71,15 @@ def _write_pipeline(base: Base, models: Mapping[str, nn.Module], folder: Path) -
             shutil.copytree(extra, folder / extra.name, ignore=_unpublished)
         elif extra.name.endswith(_PUBLISHED_SUFFIXES):
             shutil.copyfile(extra, folder / extra.name)
+    _remove_absolute_paths(folder)
+
+
+def _remove_absolute_paths(folder: Path) -> None:
+    """Many bases tell in their configurations where they were loaded from; the registry refuses such."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if find_absolute_path(content) is not None:
+            path.write_text(json.dumps(without_absolute_paths(content), indent=2) + "\n")
 
 
 def _unpublished(folder: str, names: list[str]) -> list[str]:

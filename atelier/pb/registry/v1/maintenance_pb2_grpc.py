@@ -64,7 +64,7 @@ class MaintenanceServiceServicer:
     def CollectGarbage(self, request, context):
         """Removes contents that no version has had for longer than the grace period, objects that no upload
         owns, uploads and deleted resources whose time is over. Safe while everything else goes on. The registry does the
-        same by itself at intervals.
+        same by itself at intervals. There is no `request_id`: a repeat collects what has become garbage since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,7 +72,7 @@ class MaintenanceServiceServicer:
 
     def Scrub(self, request, context):
         """Reads stored contents, those first that were not read for longest, and reports each that is missing
-        or has not its SHA-256.
+        or has not its SHA-256. There is no `request_id`: a repeat goes on with those that are now unread for longest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

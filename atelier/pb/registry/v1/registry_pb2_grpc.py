@@ -238,7 +238,7 @@ class RegistryServiceServicer:
 
     def PublishVersion(self, request_iterator, context):
         """Publishes a version: first a message with the spec, then the bytes of its files, one after the
-        other in the order of `spec.files`, in pieces of at most 2 MiB. The version becomes visible when
+        other in the order of `spec.version.files`, in pieces of at most 2 MiB. The version becomes visible when
         every byte has arrived and agrees with its SHA-256; until then nothing is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

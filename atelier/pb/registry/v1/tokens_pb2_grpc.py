@@ -83,14 +83,18 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Gives a token a new secret; the old one works on for a while.
+        """Gives a token a new secret; the one until now works on for a while. A token has one earlier secret: rotating it
+        again ends the first one at once, whatever its overlap was. Hence there is no safe retry: there is no `request_id`,
+        as the first answer's secret is not kept, and a repeat ends the secret that is in use. Clients do not repeat the
+        call by themselves; when an answer is lost, the token's `rotate_time` says whether it was rotated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Ends a token. Services that have seen it lately may accept it for up to half a minute.
+        """Ends a token. Services that have seen it lately may accept it for up to half a minute. There is no `request_id`: a
+        retry whose first try succeeded is NOT_FOUND, and what was asked for is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -96,6 +96,7 @@ def _create_upload_tables() -> None:
         "uploads",
         *_key("tenant", "upload_id"),
         sa.Column("request", sa.LargeBinary, nullable=False),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
         _time("create_time"),
         _time("expire_time"),
     )
