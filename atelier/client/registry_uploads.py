@@ -26,8 +26,9 @@ from atelier.rpc.uploads import PIECE_BYTES, describe_file, pieces_of
 MAX_FAILURES = 10
 """Calls of an upload, one after the other, that fail without a byte's progress in between."""
 COMPLETE_ATTEMPTS = 5
+"""Calls of CompleteUpload, all with one request id."""
 RETRY_SECONDS = 2.0
-"""Between such calls, when the registry does not say how long."""
+"""Between calls that fail, when the registry does not say how long."""
 PUT_TIMEOUT_SECONDS = 60.0
 """Without a byte's progress, of a PUT to the object store."""
 FRESH_SECONDS = 120.0
@@ -149,12 +150,12 @@ class UploadMethods:
         """
         upload = self.create_upload(adapter, version, contents, sign_put_requests=True)
         with urllib3.PoolManager(retries=False, timeout=PUT_TIMEOUT_SECONDS) as pool:
-            for index, file in enumerate(upload.files):
+            for index in range(len(upload.files)):
+                if _is_ending(upload.files[index]):
+                    upload = self.get_upload(upload.name)
+                file = upload.files[index]
                 content = contents[file.file.path]
                 if file.HasField("put"):
-                    if file.put.expire_time.ToSeconds() - time.time() < FRESH_SECONDS:
-                        upload = self.get_upload(upload.name)
-                        file = upload.files[index]
                     _put(pool, file, content)
                     on_sent(file.file.size_bytes)
                 else:
@@ -200,6 +201,11 @@ def _with_files(version: pb.Version, contents: Contents) -> pb.Version:
     del described.files[:]
     described.files.extend(describe_file(path, contents[path]) for path in sorted(contents))
     return described
+
+
+def _is_ending(file: pb.UploadFile) -> bool:
+    """Whether a file has a signed PUT that had better not be begun any more."""
+    return file.HasField("put") and file.put.expire_time.ToSeconds() - time.time() < FRESH_SECONDS
 
 
 def _put(pool: urllib3.PoolManager, file: pb.UploadFile, content: bytes | Path) -> None:

@@ -42,7 +42,11 @@ class TokenClient:
         return paged(self._stub.ListTokens, pb.ListTokensRequest(parent=OWN_TENANT), "tokens")
 
     def rotate(self, token: str, *, overlap: timedelta | None = None) -> pb.CreateTokenResponse:
-        """Gives a token a new secret, which is in the answer; the old one works on for a day, or for `overlap`."""
+        """Gives a token a new secret, which is in the answer; the old one works on for a day, or for `overlap`.
+
+        A call that ends with UnavailableError may have done so, as `rotate_time` tells; another one then ends the old
+        secret at once.
+        """
         request = pb.RotateTokenRequest(name=_name(token))
         if overlap is not None:
             duration = Duration()

@@ -23,7 +23,7 @@ _WIDE_END = b"PK\x06\x07"
 _WIDE_END_BYTES = 20
 """Of a zip64 archive: it stands right before the end record, whose numbers do not count then."""
 _END_RECORD = struct.Struct("<4s8xIIH")
-_SEARCHED_BYTES = 2**16 + _END_RECORD.size
+_KEPT_BYTES = 2**16 + _END_RECORD.size + _WIDE_END_BYTES
 
 
 class ArchiveWatch:
@@ -36,30 +36,32 @@ class ArchiveWatch:
     def __init__(self, field: str) -> None:
         self._field = field
         self._received_bytes = 0
-        self._tail = b""
+        self._tail = bytearray()
         self._entries: set[int] = set()
         """Where entries of a directory may begin."""
 
     def update(self, piece: bytes | memoryview) -> None:
         """Takes the file's next bytes."""
-        overlap = self._tail[-(len(_ENTRY) - 1) :]
+        overlap = bytes(self._tail[-(len(_ENTRY) - 1) :])
         text = overlap + bytes(piece)
         begin = self._received_bytes - len(overlap)
         self._entries.update(begin + place for place in _places(text, _ENTRY))
         if len(self._entries) > MAX_ENTRIES:
             self._refuse()
         self._received_bytes += len(piece)
-        keep = _SEARCHED_BYTES + _WIDE_END_BYTES
-        self._tail = (self._tail + bytes(piece[-keep:]))[-keep:]
+        self._tail += piece[-_KEPT_BYTES:]
+        if len(self._tail) > 2 * _KEPT_BYTES:  # not each time: pieces may be small
+            del self._tail[:-_KEPT_BYTES]
 
     def finish(self) -> None:
         """Follows every end record to its directory."""
-        begin = self._received_bytes - len(self._tail)
-        for place in _places(self._tail, _END):
-            if len(self._tail) - place < _END_RECORD.size:
+        tail = bytes(self._tail[-_KEPT_BYTES:])
+        begin = self._received_bytes - len(tail)
+        for place in _places(tail, _END):
+            if len(tail) - place < _END_RECORD.size:
                 continue
-            _, size, offset, _ = _END_RECORD.unpack_from(self._tail, place)
-            is_wide = place >= _WIDE_END_BYTES and self._tail.startswith(_WIDE_END, place - _WIDE_END_BYTES)
+            _, size, offset, _ = _END_RECORD.unpack_from(tail, place)
+            is_wide = place >= _WIDE_END_BYTES and tail.startswith(_WIDE_END, place - _WIDE_END_BYTES)
             # `offset` counts from where the archive begins, which is unknown; the directory ends at its end record.
             if is_wide or not self._entries.isdisjoint((begin + place - size, offset)):
                 self._refuse()

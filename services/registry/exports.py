@@ -70,8 +70,8 @@ class Exporter:
             return
         async with self._spool.turn() as folder:
             files = await self._convert(request.format, source, folder)
-            async for response in sent_in_time(_contents(files)):
-                yield response
+            async for answer in sent_in_time(_contents(files)):
+                yield answer
 
     def _find(self, request: pb.ExportVersionRequest) -> _Source:
         """The version, when it has weights of this form."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from queue import SimpleQueue
 
 import structlog
 
@@ -26,15 +25,13 @@ from atelier.storage.blobs import BlobStore
 from atelier.storage.database import utc_now
 from services.registry import metrics
 from services.registry.content import open_check
-from services.registry.streams import chain, received_in_time, submit
+from services.registry.streams import PieceQueue, Pieces, chain, received_in_time, submit
 
 BLOBS_PREFIX = "registry/blobs/"
 MAX_STREAMS = 32
 """Uploads that are stored at the same time, each with up to 48 MiB in memory; others wait for their turn."""
 IDLE_SECONDS = 30.0
 """Turns are few: who takes longer for the next bytes loses his."""
-QUEUED_PIECES = 8
-"""Messages of an upload, of at most 2 MiB each, that may wait while a part goes to S3."""
 MAX_TENSORS = 50_000
 """Of a version, over all its files: their headers stay in memory until it is committed."""
 _log = structlog.get_logger("atelier.registry")
@@ -80,9 +77,9 @@ class Storer:
         pieces = received_in_time(pieces, self._idle_seconds)
         first = await anext(pieces, b"")  # who sends nothing takes no turn
         async with self._turns:
-            queue = _PieceQueue()
+            queue = PieceQueue()
             feeding = asyncio.create_task(queue.feed(chain(first, pieces)))
-            storing = submit(self._threads, self._store, _Pieces(queue), files, field)
+            storing = submit(self._threads, self._store, Pieces(queue), files, field)
             try:
                 await asyncio.wait((storing,))
             except asyncio.CancelledError:
@@ -97,7 +94,7 @@ class Storer:
 
     def store_content(self, pieces: Iterable[bytes], file: File, field: str) -> StoredFile:
         """Stores one file whose bytes are there already; `field` names the file in errors. Blocks."""
-        source = _Pieces(iter(pieces))
+        source = Pieces(iter(pieces))
         stored = self._store_next(source, file, field)
         if source.take(1):
             self.discard([stored])
@@ -116,7 +113,7 @@ class Storer:
         except AtelierError as error:
             _log.warning("objects left behind", count=len(keys), reason=error.reason)
 
-    def _store(self, source: _Pieces, files: Sequence[File], field: str) -> list[StoredFile]:
+    def _store(self, source: Pieces, files: Sequence[File], field: str) -> list[StoredFile]:
         stored: list[StoredFile] = []
         try:
             for index, file in enumerate(files):
@@ -129,7 +126,7 @@ class Storer:
             raise
         return stored
 
-    def _store_next(self, source: _Pieces, file: File, field: str) -> StoredFile:
+    def _store_next(self, source: Pieces, file: File, field: str) -> StoredFile:
         reader = _CheckedFile(source, file, field)
         key, begin_time = object_key(file.sha256), utc_now()
         self._blobs.put_stream(key, reader, file.size_bytes)
@@ -161,7 +158,7 @@ def object_key(sha256: str) -> str:
 class _CheckedFile:
     """One file's bytes on their way to S3, which end with an error unless they are right."""
 
-    def __init__(self, source: _Pieces, file: File, field: str) -> None:
+    def __init__(self, source: Pieces, file: File, field: str) -> None:
         self.header: SafetensorsHeader | None = None
         self._source = source
         self._file = file
@@ -191,52 +188,3 @@ class _CheckedFile:
         if self._digest.hexdigest() != self._file.sha256:
             raise wrong_sha256(self._file, self._field, self._digest.hexdigest())
         self.header = self._check.finish()
-
-
-class _Pieces:
-    """The bytes of one or more files, however they are cut."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def take(self, at_most: int) -> bytes:
-        """The next bytes; none at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
-            self._rest = piece
-        taken, self._rest = self._rest[:at_most], self._rest[at_most:]
-        return taken
-
-
-class _PieceQueue(Iterator[bytes]):
-    """Pieces that a thread takes from the event loop, of which only a few wait at a time."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(QUEUED_PIECES)
-        self._queue: SimpleQueue[bytes | Exception] = SimpleQueue()
-
-    async def feed(self, pieces: AsyncIterator[bytes]) -> None:
-        """Hands the pieces on, then the end, or the error that ended them."""
-        try:
-            async for piece in pieces:
-                await self._room.acquire()
-                self.put(piece)
-            self.put(StopIteration())
-        except Exception as error:
-            self.put(error)
-
-    def put(self, item: bytes | Exception) -> None:
-        """Lets the thread's next step give this piece or raise this error."""
-        self._queue.put(item)
-
-    def __next__(self) -> bytes:
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            self._queue.put(item)  # the end stays the end
-            raise item
-        self._loop.call_soon_threadsafe(self._room.release)
-        return item

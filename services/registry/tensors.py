@@ -14,8 +14,7 @@ from atelier.errors import InvalidArgumentError
 from services.registry.peft_metadata import is_harmless
 
 PUBLISHED_METADATA = ("format", PEFT_METADATA)
-"""What diffusers and PEFT write and need; `peft_metadata` says what may be in it. Other trainers write paths, user names
-and captions beside."""
+"""What diffusers and PEFT write and need. Other trainers write paths, user names and captions beside."""
 _FORMATS = ("pt", "np", "flax", "mlx", "tf")
 MAX_METADATA_CHARACTERS = 64 * 1024
 _MAX_SHOWN = 5
@@ -109,7 +108,8 @@ def _check_metadata(metadata: Mapping[str, str], field: str) -> None:
         _refuse(
             field,
             f"has the metadata {shown}{more}, which may tell of its author; allowed are "
-            f"{', '.join(PUBLISHED_METADATA)} with what diffusers writes into them, and `atelier adapters import` strips the others",
+            f"{', '.join(PUBLISHED_METADATA)} with what diffusers writes there, and `atelier adapters import` strips "
+            "the others",
             "METADATA_REFUSED",
         )
 

@@ -80,10 +80,10 @@ def methods(services: Iterable[ServiceDescriptor]) -> list[MethodDescriptor]:
 
 def fields_of(method: MethodDescriptor) -> set[str]:
     """The fields of a method's request; of a stream, of the spec that begins it."""
-    fields = method.input_type.fields_by_name
+    message = method.input_type
     if method.client_streaming:
-        fields = fields["spec"].message_type.fields_by_name
-    return set(fields)
+        message = message.fields_by_name["spec"].message_type or message
+    return set(message.fields_by_name)
 
 
 def registered_services(address: str) -> set[str]:

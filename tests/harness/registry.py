@@ -65,6 +65,9 @@ class RegistryServer(ServiceProcess):
 
     def wait_for_upload(self) -> None:
         """Returns when a PublishVersion call is being served."""
+        wait_until(lambda: self.uploads() > 0, timeout_seconds=30, what="the upload has begun")
+
+    def uploads(self) -> float:
+        """How many PublishVersion calls are being served."""
         labels = 'grpc_method="PublishVersion",grpc_service="atelier.registry.v1.RegistryService"'
-        name = f"grpc_server_in_progress{{{labels}}}"
-        wait_until(lambda: self.metrics().get(name, 0) > 0, timeout_seconds=30, what="the upload has begun")
+        return self.metrics().get(f"grpc_server_in_progress{{{labels}}}", 0)

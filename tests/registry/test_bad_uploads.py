@@ -16,8 +16,8 @@ from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
 from services.registry.storing import BLOBS_PREFIX
-from tests.harness.registry import RegistryServer
 from tests.harness.files import BASE_DIGEST, WEIGHTS, adapter_files, png, safetensors, safetensors_of, version, zipped
+from tests.harness.registry import RegistryServer
 from tests.registry.uploads import OWN_FOX, declared, upload
 
 PICKLE = pickle.dumps({"weights": [1.0, 2.0]})
@@ -187,6 +187,22 @@ def test_content_decides_and_not_the_name(registry: RegistryClient, path: str, c
     with pytest.raises(InvalidArgumentError) as caught:
         registry.publish("fox", version(), files)
     assert caught.value.violations[0].field == f"spec.version.files[{sorted(files).index(path)}]"
+
+
+def test_headers_that_would_fill_the_memory_are_refused(
+    registry: RegistryClient, registry_stub: RegistryServiceStub
+) -> None:
+    many = safetensors({f"w{index}": (1,) for index in range(20_000)})
+    with pytest.raises(InvalidArgumentError) as caught:
+        registry.publish("fox", version(), {f"unet/{index}.safetensors": many for index in range(3)} | adapter_files())
+    assert caught.value.reason == "TOO_MANY_TENSORS"
+    described = ONE_TENSOR | {"__metadata__": {"format": "pt" * 40_000}}
+    with pytest.raises(InvalidArgumentError) as caught:
+        registry.publish("fox", version(), {WEIGHTS: safetensors_of(described, bytes(8))})
+    assert caught.value.reason == "METADATA_REFUSED"
+    assert "80006 characters" in caught.value.message
+    shards = declared(adapter_files() | {f"unet/{index}.safetensors": b"x" for index in range(100)})
+    assert refusal(registry_stub, upload(version(files=shards))).violations[0].field == "spec.version.files"
 
 
 def test_wrong_checksum_is_refused(registry_stub: RegistryServiceStub) -> None:

@@ -11,14 +11,14 @@ import grpc
 import pytest
 
 from atelier.client import RegistryClient
-from atelier.errors import InvalidArgumentError, UnavailableError
+from atelier.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
 from atelier.local.process import wait_until
 from atelier.local.seaweedfs import SeaweedFS
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.status import translated_errors
 from atelier.storage.blobs import BlobStore
-from services.registry.storing import BLOBS_PREFIX
+from services.registry.storing import BLOBS_PREFIX, MAX_STREAMS
 from tests.harness.files import WEIGHTS, adapter_files, version
 from tests.harness.registry import BUCKET, RegistryServer
 from tests.registry.store import objects_begun
@@ -103,6 +103,61 @@ def test_a_large_file_with_a_wrong_digest_never_becomes_an_object(
     assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
     assert objects_begun(registry_server.s3) == []
     assert registry.adapter("fox") == fox
+
+
+def test_client_that_sends_nothing_loses_its_turn_and_keeps_what_it_has_written(
+    seaweedfs: SeaweedFS, registry_blobs: BlobStore, signing_key_file: Path, tmp_path: Path
+) -> None:
+    server = RegistryServer(tmp_path, seaweedfs.s3_config(BUCKET), signing_key_file, {"upload-idle-seconds": 1})
+    server.start()
+    objects, done = set(registry_blobs.keys(BLOBS_PREFIX)), threading.Event()
+
+    def publishing() -> Iterator[pb.PublishVersionRequest]:
+        yield from upload(version(files=declared(FILES)), half_of(FILES))
+        done.wait()
+
+    with server.connect("acme") as connection:
+        registry, stub = RegistryClient(connection), RegistryServiceStub(connection.channel)
+        registry.create_adapter("fox")
+        begun = registry.create_upload("fox", version(), FILES)
+
+        def writing() -> Iterator[pb.WriteUploadRequest]:
+            yield pb.WriteUploadRequest(spec=pb.WriteUploadSpec(upload=begun.name, path=WEIGHTS))
+            yield pb.WriteUploadRequest(data=FILES[WEIGHTS][:3])
+            while not done.wait(0.1):
+                yield pb.WriteUploadRequest(data=b"")  # nothing is no bytes
+
+        for call, messages in ((stub.PublishVersion, publishing()), (stub.WriteUpload, writing())):
+            with pytest.raises(DeadlineExceededError) as caught, translated_errors():
+                call(messages, timeout=30)
+            assert caught.value.reason == "UPLOAD_IDLE"
+        done.set()
+        written = stub.GetUpload(pb.GetUploadRequest(name=begun.name)).files
+        assert {each.file.path: each.received_bytes for each in written if each.received_bytes} == {WEIGHTS: 3}
+        assert list(registry.versions("fox")) == []
+    server.stop()
+    assert set(registry_blobs.keys(BLOBS_PREFIX)) == objects
+
+
+def test_silent_clients_do_not_keep_others_waiting(
+    registry: RegistryClient, registry_stub: RegistryServiceStub, registry_server: RegistryServer, fox: pb.Adapter
+) -> None:
+    done = threading.Event()
+
+    def silent() -> Iterator[pb.PublishVersionRequest]:
+        yield from upload(version(files=declared(FILES)))
+        done.wait()
+
+    before = registry_server.uploads()
+    calls = [registry_stub.PublishVersion.future(silent()) for _ in range(MAX_STREAMS)]
+    wait_until(
+        lambda: registry_server.uploads() == before + MAX_STREAMS, timeout_seconds=30, what="all streams have begun"
+    )
+    registry.publish("fox", version(), FILES)
+    assert not any(call.done() for call in calls)
+    for call in calls:
+        call.cancel()
+    done.set()
 
 
 @pytest.fixture

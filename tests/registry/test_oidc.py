@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_services_own_tokens_are_as_good_as_before(server: RegistryServer, t
     [({"aud": "another"}, "TOKEN_INVALID"), ({"tenant": None}, "TOKEN_INVALID"), ({"exp": 1}, "TOKEN_EXPIRED")],
 )
 def test_token_that_is_not_for_this_installation_is_refused(
-    server: RegistryServer, provider: IdentityProvider, claims: dict[str, object], reason: str
+    server: RegistryServer, provider: IdentityProvider, claims: dict[str, Any], reason: str
 ) -> None:
     token = provider.token(**claims)
     with Connection(server.address, token) as connection, pytest.raises(UnauthenticatedError) as caught:

@@ -173,7 +173,7 @@ def operator_cases(tenant: str) -> list[Case]:
         Case(
             request=set_quota(tenant, max_versions=10),
             wrong=set_quota(tenant, max_versions=-1),
-            reason="INVALID_ARGUMENT",
+            reason="INVALID_FIELD",
             meanwhile=set_quota(tenant, max_versions=20),
         ),
         Case(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.rpc.call import Call, set_call
 from atelier.storage.database import Database
 from services.registry import search
+from services.registry.content_tables import BlobRow
 from services.registry.main import MIGRATIONS
 from services.registry.tables import AdapterRow, FileRow, MetricRow, TagRow, TriggerWordRow, VersionRow
 
-TENANT = "acme"
+TENANT, OTHER = "acme", "aviary"
 COUNT = search.FEW + 100
 ALL = "tenants/-/adapters/-"
 _WALK = re.compile(r"SCAN (versions|adapters|files|metrics|trigger_words|tags|alias_moves)\b|AUTOMATIC")
@@ -40,9 +42,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         session.bulk_insert_mappings(MetricRow, [{**key, "name": "clip_i", "value": 1.0} for key in own])
         session.bulk_insert_mappings(TriggerWordRow, [{**key, "word": "sks"} for key in own])
         session.add_all(TriggerWordRow(**key, word="rare") for key in own[:3])
-        session.add(AdapterRow(tenant=TENANT, adapter_id="owl", description=""))
-        own = [{"tenant": TENANT, "adapter_id": "owl", "number": number} for number in range(1, 26)]
-        session.bulk_insert_mappings(VersionRow, [{**key, **rest, "base_model": "y"} for key in own])
+        session.add(AdapterRow(tenant=OTHER, adapter_id="owl", description=""))
+        own = [{"tenant": OTHER, "adapter_id": "owl", "number": number} for number in range(1, 26)]
+        session.bulk_insert_mappings(VersionRow, [{**key, **rest} for key in own])
+        session.add(BlobRow(sha256="x", size_bytes=1, object_key="x"))
+        session.flush()
         files = [{"path": f"{index}.json", "size_bytes": 1, "sha256": "x"} for index in range(999)]
         session.bulk_insert_mappings(FileRow, [{**key, **file} for key in own for file in files])
     with database.transaction(read_only=True) as session:
@@ -111,15 +115,22 @@ def test_postgresql_orders_text_as_sqlite_does(postgres: Postgres) -> None:
 
 
 def test_page_ends_where_its_versions_have_too_many_files(session: Session) -> None:
-    """Which is 21 versions of 999 files; the pages are in descending order of number."""
-    lengths, numbers, request = [], [], pb.ListVersionsRequest(parent="tenants/-/adapters/owl", page_size=1000)
+    """That is behind 20 versions of 999 files."""
+    pages = copy_context().run(lambda: list(pages_of_owl(session)))
+    assert [len(page) for page in pages] == [20, 5]
+    numbers = [int(each.name.rsplit("/", 1)[1]) for page in pages for each in page]
+    assert numbers == list(range(25, 0, -1))
+    assert all(len(each.files) == 999 for page in pages for each in page)
+
+
+def pages_of_owl(session: Session) -> Iterator[Sequence[pb.Version]]:
+    """The other tenant's versions, with the longest pages."""
+    set_call(Call(tenant=OTHER, subject="test", correlation_id="test"))
+    request = pb.ListVersionsRequest(parent="tenants/-/adapters/owl", page_size=1000)
     while True:
         page = search.list_versions(session, request)
         session.expunge_all()
-        lengths.append(len(page.versions))
-        numbers += [int(each.name.rsplit("/", 1)[1]) for each in page.versions]
+        yield page.versions
         if not page.next_page_token:
-            break
+            return
         request.page_token = page.next_page_token
-    assert lengths == [20, 5]
-    assert numbers == list(range(25, 0, -1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import grpc
 import pytest
@@ -37,7 +36,7 @@ class AwayServer(grpc.GenericRpcHandler):
         self._server.stop(0).wait()
 
     @staticmethod
-    def _refuse(request: bytes, context: grpc.ServicerContext) -> NoReturn:
+    def _refuse(request: bytes, context: grpc.ServicerContext) -> None:
         context.abort(grpc.StatusCode.UNAVAILABLE, "away")
 
 

@@ -253,7 +253,16 @@ def test_provider_that_hangs_holds_up_no_other_credential() -> None:
     assert (identity.tenant, done) == ("acme", False)
 
 
-@pytest.mark.parametrize("url", ["http://login.example", "ftp://login.example", "file:///etc/passwd", "login.example", "http://localhost:80@login.example/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://login.example",
+        "ftp://login.example",
+        "file:///etc/passwd",
+        "login.example",
+        "http://localhost:80@login.example/x",
+    ],
+)
 @pytest.mark.parametrize("field", ["issuer", "jwks_uri"])
 def test_keys_come_over_protected_ways_only(field: str, url: str) -> None:
     fields = {"issuer": "https://login.example", "audience": AUDIENCE, field: url}

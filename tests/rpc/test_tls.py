@@ -189,7 +189,11 @@ def test_probes_ask_for_health_in_plaintext_and_for_nothing_else(serve: Serve, s
 
 
 @pytest.mark.parametrize(
-    "address", ["registry.example:443", "10.0.0.7:7600", "[2001:db8::1]:7600", "registry:7600", ""]
+    "address",
+    [
+        *("registry.example:443", "10.0.0.7:7600", "[2001:db8::1]:7600", "registry:7600", ""),
+        *("localhost:80@registry.example", "localhost:80@registry.example:443", "localhost", "localhost:80/x:1"),
+    ],
 )
 def test_no_token_leaves_this_machine_in_plaintext(address: str) -> None:
     with pytest.raises(FailedPreconditionError) as caught:
