@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Two at a time, whole files each: most tests wait for servers, and those that compute use one thread.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 # Processes on few cores must not spin while they wait for each other.
 export OMP_WAIT_POLICY := passive
 
@@ -25,10 +28,10 @@ demo: setup  ## Teach Atelier a fox, then draw it where it never was
 	$(BIN)/python -m examples.demo
 
 test: setup lint  ## Check everything over real sockets, servers and training
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup lint  ## The same, and the slow, exhaustive tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup  ## ruff, mypy and buf
 	$(BIN)/ruff check .

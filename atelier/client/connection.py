@@ -18,6 +18,9 @@ OWN_TENANT = "tenants/-"
 LONG_CALL_SECONDS = 660.0
 """For calls that work through many bytes: above a service's own limit (`--max-unary-seconds`), which comes first."""
 
+RETRY_SECONDS = 2.0
+"""Between calls that fail, when a service does not say how long."""
+
 
 def fresh_request_id() -> str:
     """What makes the retries of one call safe."""

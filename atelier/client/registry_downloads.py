@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 
-from atelier.errors import DataLossError, FailedPreconditionError, NotFoundError
+from atelier.client.connection import RETRY_SECONDS
+from atelier.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from atelier.pb.common.v1.common_pb2 import File
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from atelier.rpc.names import shown
 from atelier.rpc.status import translated_errors
 from atelier.rpc.uploads import is_safe_path
+
+DOWNLOAD_ATTEMPTS = 5
+"""Calls for one file: one that breaks off is followed by another, from there on."""
 
 
 def ignore_size(size_bytes: int) -> None:
@@ -82,10 +87,21 @@ class DownloadMethods:
         return written
 
     def _pieces(self, version: pb.Version, path: str, timeout_seconds: float | None = None) -> Iterator[bytes]:
+        """A file's bytes. A download that has begun goes on where it was when the registry was away for a moment."""
         request = pb.DownloadFileRequest(version=version.name, path=path)
-        with translated_errors():
-            for response in self._stub.DownloadFile(request, timeout=timeout_seconds):
-                yield response.data
+        end_time = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            try:
+                with translated_errors():
+                    left = None if end_time is None else max(0.0, end_time - time.monotonic())
+                    for response in self._stub.DownloadFile(request, timeout=left):
+                        request.offset_bytes += len(response.data)
+                        yield response.data
+                return
+            except UnavailableError as error:
+                if not request.offset_bytes or attempt == DOWNLOAD_ATTEMPTS:
+                    raise
+                time.sleep(error.retry_after_seconds or RETRY_SECONDS)
 
 
 class _Export:

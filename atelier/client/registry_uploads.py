@@ -14,7 +14,7 @@ from typing import IO
 
 import urllib3
 
-from atelier.client.connection import LONG_CALL_SECONDS, fresh_request_id
+from atelier.client.connection import LONG_CALL_SECONDS, RETRY_SECONDS, fresh_request_id
 from atelier.client.registry_adapters import adapter_name
 from atelier.client.registry_downloads import ignore_size
 from atelier.errors import AbortedError, DeadlineExceededError, UnavailableError
@@ -27,8 +27,6 @@ MAX_FAILURES = 10
 """Calls of an upload, one after the other, that fail without a byte's progress in between."""
 COMPLETE_ATTEMPTS = 5
 """Calls of CompleteUpload, all with one request id."""
-RETRY_SECONDS = 2.0
-"""Between calls that fail, when the registry does not say how long."""
 PUT_TIMEOUT_SECONDS = 60.0
 """Without a byte's progress, of a PUT to the object store."""
 FRESH_SECONDS = 120.0

@@ -59,6 +59,35 @@ def test_an_upload_goes_on_where_a_killed_registry_stopped(
     server.stop()
 
 
+def test_a_download_goes_on_where_a_killed_registry_stopped(
+    seaweedfs: SeaweedFS, signing_key_file: Path, tmp_path: Path
+) -> None:
+    server = RegistryServer(tmp_path, seaweedfs.s3_config(BUCKET), signing_key_file)
+    server.start()
+    received_bytes: list[int] = []
+    killed, going_on = threading.Event(), threading.Event()
+
+    def count(size_bytes: int) -> None:
+        received_bytes.append(size_bytes)
+        if not killed.is_set() and sum(received_bytes) >= 10 * MIB:
+            server.kill()
+            killed.set()
+            assert going_on.wait(timeout=60)
+
+    with server.connect("acme") as connection, ThreadPoolExecutor() as threads:
+        registry = RegistryClient(connection)
+        registry.create_adapter("fox")
+        published = registry.publish("fox", version(), LARGE)
+        pull = threads.submit(registry.pull, published, tmp_path / "out", on_received=count)
+        assert killed.wait(timeout=60)
+        server.start()
+        going_on.set()
+        pull.result()
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == LARGE[WEIGHTS]
+    assert sum(received_bytes) == sum(map(len, LARGE.values())), "no byte came twice"
+    server.stop()
+
+
 def test_an_upload_is_resumed_by_its_name(registry: RegistryClient) -> None:
     registry.create_adapter("fox")
     files = adapter_files(weights_bytes=MIB)

@@ -83,6 +83,8 @@ def test_a_whole_model_is_a_base_again_and_tells_of_no_path(tiny: Base, tmp_path
     parts = [path for path in folder.iterdir() if path.is_dir()]
     for part in parts:
         (part / "pytorch_model.bin").write_bytes(b"a pickle")
+    for config in folder.glob("*tokenizer*/tokenizer_config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_file": str(config)}))
     own = load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
     settings = {"max_train_steps": 1, "validation_steps": 0, "lr_warmup_steps": 0, "num_class_images": 1}
     job = make_job("dreambooth", own, train_text_encoder=True, learning_rate=1e-4, **settings)
