@@ -35,6 +35,7 @@ class Contender:
 
 OURS = Contender(name="ours", is_peer=False, prior=True)
 OURS_ATTENTION = Contender(name="ours-attention", is_peer=False, prior=True, overrides={"lora_layers": "attention"})
+OURS_ALL = Contender(name="ours-all", is_peer=False, overrides={"lora_layers": "all"})
 PEER = Contender(name="peer", is_peer=True)
 PEER_PRIOR = Contender(name="peer-prior", is_peer=True, prior=True)
 
@@ -94,7 +95,7 @@ METHODS: Mapping[str, Method] = {
             subject=STYLE,
             steps=300,
             learning_rates=(1e-3, 4e-4, 2e-3),
-            contenders=(OURS, OURS_ATTENTION, PEER),
+            contenders=(OURS, OURS_ALL, PEER),
         ),
         Method(
             name="textual-inversion",
