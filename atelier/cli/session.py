@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from atelier.client.connection import Endpoint
 from atelier.client.maintenance import MaintenanceClient
 from atelier.local.profile import load_profile
 
+CLOSE_SECONDS = 2.0
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -66,8 +68,19 @@ class Session:
     def _connect(self, service: str) -> Connection:
         endpoint, token = _find(service)
         connection = endpoint.connect(token)
-        click.get_current_context().call_on_close(connection.channel.close)
+        click.get_current_context().call_on_close(lambda: _close(connection))
         return connection
+
+
+def _close(connection: Connection) -> None:
+    """Ends the connection and its calls.
+
+    Ctrl-C may hit gRPC just where it takes the event for which closing then waits for ever: so it is waited for in a
+    thread of its own, for a moment only. The calls are cancelled before that wait.
+    """
+    closing = threading.Thread(target=connection.channel.close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
 
 
 def _find(service: str) -> tuple[Endpoint, str]:
