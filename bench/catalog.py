@@ -1,7 +1,7 @@
 """The registry's lists, searches and aliases at 1,000 and at 100,000 versions: one that keeps its shape is as quick.
 
 Rows go straight into the database through the registry's own tables; what is timed goes through gRPC, one call after
-the other. Every query finds a full page at either size, except for those that look for a needle: one adapter, one word,
+the other, to two registries in turns. Every query finds a full page at either size, except for those that look for a needle: one adapter, one word,
 one alias. Adapters have 10 versions each, so more versions are more adapters.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, insert, text
+from sqlalchemy import create_engine, insert, text
 
 from atelier.pb.registry.v1 import registry_pb2 as pb
 from atelier.pb.registry.v1.registry_pb2_grpc import RegistryServiceStub
@@ -27,6 +28,9 @@ SIZES = (1_000, 100_000)
 VERSIONS_EACH = 10
 NUM_BASES, NUM_TAGS = 5, 2
 ALL = "tenants/-/adapters/-"
+ADAPTERS_AT_ONCE = 1000
+Query = Callable[[random.Random], Any]
+"""Makes one call about whatever it draws."""
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -44,30 +48,27 @@ class Row:
         return self.p50[-1] / self.p50[0]
 
 
-def measure(database_url: str, *, calls: int) -> list[Row]:
-    """Times every query at every size, `calls` times each."""
-    seconds: dict[str, list[list[float]]] = {}
-    with Registry(database_url) as registry:
-        stub = RegistryServiceStub(registry.connection.channel)
-        engine = create_engine(registry.database_url)
-        filled = 0
-        for size in SIZES:
-            fill(engine, range(filled // VERSIONS_EACH, size // VERSIONS_EACH))
-            filled = size
-            for name, call in queries(stub, size).items():
-                seconds.setdefault(name, []).append(_timed(call, calls))
-        engine.dispose()
-    return [
-        Row(
-            query=name,
-            p50=tuple(1000 * statistics.median(each) for each in timings),
-            p99=tuple(1000 * statistics.quantiles(each, n=100)[98] for each in timings),
-        )
-        for name, timings in seconds.items()
-    ]
+def measure(database_urls: Sequence[str], *, calls: int) -> list[Row]:
+    """Times every query `calls` times at every size, the sizes taking turns; each has a registry with a database."""
+    with ExitStack() as running:
+        registries = [running.enter_context(Registry(url)) for url in database_urls]
+        contenders = []
+        for registry, size in zip(registries, SIZES, strict=True):
+            fill(registry.database_url, size // VERSIONS_EACH)
+            contenders.append(queries(RegistryServiceStub(registry.connection.channel), size))
+        return [_row(name, [each[name] for each in contenders], calls) for name in contenders[0]]
 
 
-def queries(stub: RegistryServiceStub, size: int) -> Mapping[str, Callable[[random.Random], Any]]:
+def _row(query: str, contenders: Sequence[Query], calls: int) -> Row:
+    seconds = _take_turns(contenders, calls)
+    return Row(
+        query=query,
+        p50=tuple(1000 * statistics.median(each) for each in seconds),
+        p99=tuple(1000 * statistics.quantiles(each, n=100)[98] for each in seconds),
+    )
+
+
+def queries(stub: RegistryServiceStub, size: int) -> Mapping[str, Query]:
     """What is timed, by what it is. Each call draws which adapter, alias or value it asks for."""
     last = size // VERSIONS_EACH - 1
 
@@ -102,13 +103,13 @@ def queries(stub: RegistryServiceStub, size: int) -> Mapping[str, Callable[[rand
     }
 
 
-def fill(engine: Engine, adapters: range) -> None:
+def fill(database_url: str, num_adapters: int) -> None:
     """Adds adapters with all that they have."""
     tables = (AdapterRow, TagRow, BlobRow, TenantBlobRow, VersionRow, FileRow, MetricRow, TriggerWordRow, AliasRow)
-    step = 100
-    for start in range(adapters.start, adapters.stop, step):
+    engine = create_engine(database_url)
+    for start in range(0, num_adapters, ADAPTERS_AT_ONCE):
         rows: dict[type, list[dict[str, Any]]] = {table: [] for table in tables}
-        for index in range(start, min(start + step, adapters.stop)):
+        for index in range(start, min(start + ADAPTERS_AT_ONCE, num_adapters)):
             for table, row in _adapter_rows(index):
                 rows[table].append(row)
         with engine.begin() as connection:
@@ -117,6 +118,7 @@ def fill(engine: Engine, adapters: range) -> None:
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.execute(text("ANALYZE"))  # as autovacuum does within a minute
+    engine.dispose()
 
 
 def _adapter_rows(index: int) -> Iterator[tuple[type, dict[str, Any]]]:
@@ -177,11 +179,14 @@ def _middle_token(stub: RegistryServiceStub, size: int) -> str:
     return request.page_token
 
 
-def _timed(call: Callable[[random.Random], Any], calls: int) -> list[float]:
-    draw, seconds = random.Random(0), []
-    for turn in range(-calls // 10, calls):  # the first ones warm up
-        start = time.perf_counter()
-        call(draw)
-        if turn >= 0:
-            seconds.append(time.perf_counter() - start)
+def _take_turns(contenders: Sequence[Query], calls: int) -> list[list[float]]:
+    """The seconds of each contender's calls; the first tenth warms up and does not count."""
+    draws = [random.Random(0) for _ in contenders]
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for turn in range(-calls // 10, calls):
+        for call, draw, own in zip(contenders, draws, seconds, strict=True):
+            start = time.perf_counter()
+            call(draw)
+            if turn >= 0:
+                own.append(time.perf_counter() - start)
     return seconds

@@ -26,9 +26,10 @@ def main(turns: int, size_mib: int, calls: int) -> None:
     console = Console(width=120)
     console.print(machine(PACKAGES))
     _print_transfers(console, size_mib, turns)
-    _print_catalog(console, "SQLite", catalog.measure("", calls=calls))
+    _print_catalog(console, "SQLite", catalog.measure([""] * len(catalog.SIZES), calls=calls))
     with Postgres() as postgres:
-        _print_catalog(console, "PostgreSQL", catalog.measure(postgres.create_database(), calls=calls))
+        databases = [postgres.create_database() for _ in catalog.SIZES]
+        _print_catalog(console, "PostgreSQL", catalog.measure(databases, calls=calls))
 
 
 def _print_transfers(console: Console, size_mib: int, turns: int) -> None:
