@@ -1,8 +1,8 @@
 """The registry's lists, searches and aliases at 1,000 and at 100,000 versions: one that keeps its shape is as quick.
 
 Rows go straight into the database through the registry's own tables; what is timed goes through gRPC, one call after
-the other, to two registries in turns. Every query finds a full page at either size, except for those that look for a needle: one adapter, one word,
-one alias. Adapters have 10 versions each, so more versions are more adapters.
+the other, to two registries in turns. Every query finds a full page at either size, except for those that look for a
+needle: one adapter, one word, one alias. Adapters have 10 versions each, so more versions are more adapters.
 """
 
 from __future__ import annotations
