@@ -68,7 +68,7 @@ def _has_one_other_number(factors: dict[str, LowRank]) -> dict[str, LowRank]:
 def test_a_file_of_other_updates_is_stopped(
     change: Callable[[dict[str, LowRank]], dict[str, LowRank]], complaint: str, base: Base, tmp_path: Path
 ) -> None:
-    with training(make_job("lora", base), base) as trained:
+    with training(make_job("lora", base, lora_layers="all"), base) as trained:
         trained.take_steps(1)
         factors = change(dict(trained.loop.student.factors()["unet"]))
         (tmp_path / FILE_NAME).write_bytes(write_adapter_file({"unet": factors}))

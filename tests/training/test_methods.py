@@ -84,7 +84,7 @@ def test_the_weights_are_what_was_learnt(finished: Run, base: Base) -> None:
     files = finished.files
     for path in (path for path in files if path.endswith(FILE_NAME)):
         factors = read_adapter_file(files[path], {"unet": weight_shapes(base.denoiser)})["unet"]
-        assert len(factors) == 128
+        assert len(factors) == (56 if finished.job.method == "lora" else 128), "attention alone, or all layers"
         assert all(update.b.any() for update in factors.values())
     if finished.job.method in LEARN_WORDS:
         (table,) = read_words_file(files["learned_embeds.safetensors"], base).values()
