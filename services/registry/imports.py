@@ -102,13 +102,9 @@ class Importer:
         return self._committer.commit(spec, ADAPTER.parse(spec.parent, "spec.parent"), draft)
 
     def _store(self, paths: Mapping[str, Path], files: Iterable[File]) -> list[StoredFile]:
-        stored: list[StoredFile] = []
-        try:
+        with self._storer.all_or_none() as stored:
             for file in files:
                 stored.append(self._storer.store_content(pieces_of([paths[file.path]]), file, _FILE_FIELD))
-        except BaseException:
-            self._storer.discard(stored)
-            raise
         return stored
 
 

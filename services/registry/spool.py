@@ -8,7 +8,6 @@ A client that does not go on has its call ended, as its turn is wanted by others
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from atelier.rpc.uploads import room_needed
+from services.registry.streams import submit
 
 TURNS = 2
 IDLE_SECONDS = 30.0
@@ -47,7 +47,7 @@ class Spool:
 async def finished(work: Callable[[], Answer]) -> Answer:
     """What `work` answers in a thread. Returns when it has ended, also where the call is cancelled meanwhile."""
     # A future rather than a task: nothing but the thread's end can end it.
-    running = asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, work)
+    running = submit(None, work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

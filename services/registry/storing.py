@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -105,6 +106,16 @@ class Storer:
         """Those of these keys under which the store has nothing, or something of another size."""
         return {key for key, size in size_bytes.items() if self._blobs.size_bytes(key) != size}
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[list[StoredFile]]:
+        """An empty list for what is stored in the block, all of which is discarded when the block fails."""
+        stored: list[StoredFile] = []
+        try:
+            yield stored
+        except BaseException:
+            self.discard(stored)
+            raise
+
     def discard(self, stored: Iterable[StoredFile]) -> None:
         """Deletes what was stored for nothing; what cannot be deleted now is left to the garbage collection."""
         keys = [file.object_key for file in stored]
@@ -114,16 +125,12 @@ class Storer:
             _log.warning("objects left behind", count=len(keys), reason=error.reason)
 
     def _store(self, source: Pieces, files: Sequence[File], field: str) -> list[StoredFile]:
-        stored: list[StoredFile] = []
-        try:
+        with self.all_or_none() as stored:
             for index, file in enumerate(files):
                 stored.append(self._store_next(source, file, f"{field}[{index}]"))
                 check_tensor_count(stored, field)
             if source.take(1):
                 raise too_long(field)
-        except BaseException:
-            self.discard(stored)
-            raise
         return stored
 
     def _store_next(self, source: Pieces, file: File, field: str) -> StoredFile:

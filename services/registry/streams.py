@@ -40,8 +40,11 @@ async def chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes
         yield piece
 
 
-def submit(threads: Executor, work: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
-    """As `asyncio.to_thread`, in these threads: long work must not take those that short calls run in."""
+def submit(threads: Executor | None, work: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
+    """As `asyncio.to_thread`, but a future, and in these threads: long work must not take those of short calls.
+
+    None means those of short calls.
+    """
     context = contextvars.copy_context()
     return asyncio.get_running_loop().run_in_executor(threads, partial(context.run, work, *arguments))
 

@@ -157,8 +157,7 @@ class Completer:
         return keys
 
     def _store(self, running: _Running, version: pb.Version, keys: Sequence[list[str]]) -> list[StoredFile]:
-        stored: list[StoredFile] = []
-        try:
+        with self._storer.all_or_none() as stored:
             for index, (file, keys_of_file) in enumerate(zip(version.files, keys, strict=True)):
                 try:
                     pieces = self._pieces(keys_of_file, running.is_cancelled)
@@ -168,9 +167,6 @@ class Completer:
                         self._drop(running.request.name, file.path, keys_of_file)
                     raise _with_advice(error, file.path, is_dropped=not running.request.validate_only) from error
                 check_tensor_count(stored, "files")
-        except BaseException:
-            self._storer.discard(stored)
-            raise
         return stored
 
     def _pieces(self, keys: Sequence[str], is_cancelled: threading.Event) -> Iterator[bytes]:
